@@ -1,0 +1,50 @@
+# Everything a new machine needs is Python 3.10-3.12, make and git.
+#   make demo   a trained policy, served in one process, drives LIBERO from another
+#   make test   lint, types, package boundaries and the fast tests
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: install system demo test check test-slow fuzz soak bench clean
+.DELETE_ON_ERROR:
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[all,dev]'
+	touch $@
+
+# Libraries that MuJoCo needs to render without a screen; prints the line to run when not root.
+system:
+	@bash scripts/install_rendering_libraries.sh
+
+demo: system install
+	$(BIN)/reflexarc demo
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: system install check
+	$(BIN)/pytest -m 'not slow'
+
+test-slow: system install
+	$(BIN)/pytest -m slow
+
+fuzz: install
+	$(BIN)/python -m tests.contract.fuzz_codec --frames 1000000
+
+soak: system install
+	$(BIN)/python benchmarks/soak.py
+
+bench: system install
+	$(BIN)/python benchmarks/simulator_steps.py
+	$(BIN)/python benchmarks/round_trip.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

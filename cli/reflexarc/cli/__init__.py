@@ -1,0 +1,1 @@
+"""The command line. Thin: imports lazily, and nobody imports it."""

@@ -1,0 +1,45 @@
+"""``reflexarc`` and ``serve-policy``: one typer application, one module a command group."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from reflexarc.contract.errors import ReflexarcError
+
+app = typer.Typer(
+    name="reflexarc",
+    help="Train robot policies, serve them as action chunks, evaluate them in LIBERO.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _root() -> None:
+    """Keeps subcommands named even while there is only one."""
+
+
+@app.command()
+def version() -> None:
+    """Print the installed version."""
+    from importlib.metadata import version as installed_version
+
+    typer.echo(installed_version("reflexarc"))
+
+
+def main() -> None:
+    """Run the command line; a named error ends it with its message and exit status 2."""
+    try:
+        app()
+    except ReflexarcError as error:
+        typer.secho(f"error [{error.code}]: {error.message}", fg=typer.colors.RED, err=True)
+        sys.exit(2)
+
+
+def serve_policy() -> None:
+    """``serve-policy ...`` is ``reflexarc serve ...``."""
+    sys.argv[1:1] = ["serve"]
+    main()

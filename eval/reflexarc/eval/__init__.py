@@ -1,0 +1,1 @@
+"""The LIBERO simulator: client, scripted expert, baselines, statistics."""

@@ -1,0 +1,1 @@
+"""The policy families and the parts that they share."""

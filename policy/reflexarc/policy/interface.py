@@ -1,0 +1,110 @@
+"""The interface that every policy family serves through.
+
+A policy is a pure function of its inputs: it keeps no queue, no history, no device string, and
+its noise comes from outside. Episode state (the task's embedding, past frames) belongs to the
+session in the server; execution of chunks belongs to the executor in the client.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, TypeAlias
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from reflexarc.contract import PolicyContract
+
+Tensors: TypeAlias = dict[str, Tensor]
+"""Named tensors with rows first, so that a session can keep rows and a batcher can stack them."""
+
+
+class PolicyConfig(BaseModel):
+    """Strict base of a family's architecture config; written into ``policy.json``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class SamplingSpec:
+    """How actions are sampled.
+
+    Attributes:
+        noise_shape: shape of one row's noise, or None for a policy without noise.
+        default_steps: Euler steps of the sampler when the request names none.
+        supports_prefix: whether ``sample_actions`` accepts the start of a chunk as given.
+    """
+
+    noise_shape: tuple[int, ...] | None
+    default_steps: int = 1
+    supports_prefix: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one episode is about, before any embedding."""
+
+    instruction: str | None = None
+
+
+class Policy(nn.Module, ABC):
+    """What is served. Rows of a batch are independent of each other.
+
+    Shapes: N rows of any sessions, B rows of one decision, T frames of history, S state
+    dimensions, H horizon, D action dimensions.
+    """
+
+    family: ClassVar[str]
+    contract: PolicyContract
+    sampling: SamplingSpec
+
+    @abstractmethod
+    def embed_task(self, tasks: Sequence[Task]) -> Tensors:
+        """Embed N tasks once an episode; rows ``(N, ...)`` are kept by the session.
+
+        Raises UnknownInstructionError for an instruction that has no embedding.
+        """
+
+    @abstractmethod
+    def embed_frames(self, frames: Tensors, task: Tensors) -> Tensors:
+        """Embed N new frames; rows ``(N, ...)`` are kept by the session, and cached in training.
+
+        Args:
+            frames: camera name to ``uint8 (N, H, W, 3)`` RGB as the contract states.
+            task: rows of ``embed_task``, ``(N, ...)``.
+        """
+
+    @abstractmethod
+    def encode(self, task: Tensors, window: Tensors, valid: Tensor) -> Tensors:
+        """Context of one decision.
+
+        Args:
+            task: rows ``(B, ...)`` of ``embed_task``.
+            window: rows of ``embed_frames`` and ``"state" (B, T, S)`` normalised float32,
+                oldest first, padded at the start: ``(B, T, ...)``.
+            valid: ``bool (B, T)``, False where a row is padding.
+        """
+
+    @abstractmethod
+    def sample_actions(
+        self, context: Tensors, noise: Tensor | None, *, steps: int, prefix: Tensor | None = None
+    ) -> Tensor:
+        """Normalised action chunks ``float32 (B, H, D)``.
+
+        Args:
+            context: of ``encode``.
+            noise: ``(B, *sampling.noise_shape)`` float32, or None where the policy needs none.
+            steps: Euler steps.
+            prefix: ``(B, P, D)`` normalised actions that are already committed.
+        """
+
+    def extra_files(self) -> Mapping[str, bytes]:
+        """Files beside the weights that the checkpoint must carry (language embeddings)."""
+        return {}
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# MuJoCo renders LIBERO without a screen through OSMesa or EGL: shared libraries that pip cannot bring.
+set -euo pipefail
+
+packages=(libosmesa6 libegl1 libgl1-mesa-dri libgl1 libgles2)
+[ "$(uname -s)" = Linux ] || exit 0
+
+# ldconfig lives in /sbin, which is not on every user's PATH.
+present() { "$(command -v ldconfig || echo /sbin/ldconfig)" -p | grep -q "$1"; }
+if present libOSMesa.so && present libEGL.so && present libGL.so; then exit 0; fi
+
+if ! command -v apt-get >/dev/null; then
+  echo "Headless rendering needs OSMesa or EGL. Install with your package manager what Debian calls: ${packages[*]}" >&2
+  exit 1
+fi
+if [ "$(id -u)" -ne 0 ]; then
+  echo "Headless rendering needs system libraries. Run this once, then make again:" >&2
+  echo "  sudo apt-get update && sudo apt-get install -y ${packages[*]}" >&2
+  exit 1
+fi
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+apt-get install -y -qq "${packages[@]}" >/dev/null

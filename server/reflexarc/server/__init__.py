@@ -1,0 +1,1 @@
+"""serve-policy: a checkpoint behind websocket and HTTP."""

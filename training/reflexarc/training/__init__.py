@@ -1,0 +1,1 @@
+"""Objectives, recipes and the trainer."""
