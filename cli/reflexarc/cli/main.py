@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from reflexarc.cli.groups import checkpoint_app, data_app, eval_app
 from reflexarc.contract.errors import ReflexarcError
 
 app = typer.Typer(
@@ -17,9 +18,9 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _root() -> None:
-    """Keeps subcommands named even while there is only one."""
+app.add_typer(data_app, name="data")
+app.add_typer(eval_app, name="eval")
+app.add_typer(checkpoint_app, name="checkpoint")
 
 
 @app.command()

@@ -1,0 +1,1 @@
+"""``reflexarc checkpoint``: being built."""

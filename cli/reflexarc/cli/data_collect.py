@@ -1,0 +1,1 @@
+"""``reflexarc data_collect``: being built."""

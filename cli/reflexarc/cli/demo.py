@@ -1,0 +1,1 @@
+"""``reflexarc demo``: being built."""

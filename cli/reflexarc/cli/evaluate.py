@@ -1,0 +1,1 @@
+"""``reflexarc evaluate``: being built."""

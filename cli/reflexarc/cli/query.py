@@ -1,0 +1,1 @@
+"""``reflexarc query``: being built."""

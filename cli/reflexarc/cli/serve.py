@@ -1,0 +1,1 @@
+"""``reflexarc serve``: being built."""

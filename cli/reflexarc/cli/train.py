@@ -1,0 +1,1 @@
+"""``reflexarc train``: being built."""
