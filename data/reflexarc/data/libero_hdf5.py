@@ -1,0 +1,319 @@
+"""Lazy reader of LIBERO's HDF5 demonstrations.
+
+Three kinds of file share one layout and differ in what an observation row means:
+
+===========  ==========================================  =================================
+kind         recognised by                               ``obs[t]`` stands
+===========  ==========================================  =================================
+own          attribute ``alignment`` of ``data``         as the attribute says
+official     tag ``libero-v1``, or ``env_args`` and      *after* ``actions[t]``: row ``t``
+             ``num_samples`` of the demos                precedes ``actions[t + 1]``
+regenerated  neither ``env_args`` nor ``num_samples``    *before* ``actions[t]``
+===========  ==========================================  =================================
+
+Whatever the file holds, an :class:`Episode` gives aligned rows: row ``t`` of states and images
+precedes action ``t``. An official demo of T samples therefore has length T - 1.
+
+Opening reads names, attributes and shapes only. Files are opened for the length of one call and
+no handle is kept, so a dataset can be pickled and used in forked or spawned workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from reflexarc.contract.errors import DatasetError
+from reflexarc.data.libero_layout import (
+    ACTION_DIMENSION,
+    CAMERA_DATASETS,
+    STATE_PARTS,
+    Alignment,
+    FileKind,
+    describe_file,
+    natural_key,
+    open_hdf5,
+    read_dataset,
+    require_dataset,
+)
+
+FloatRows = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)  # arrays inside: two episodes are equal when they are one
+class Episode:
+    """One demonstration; arrays are read when asked for.
+
+    Attributes:
+        path: the file.
+        demo: name of its group in the file, such as ``demo_0``.
+        task_name: the file's name without ``_demo.hdf5``.
+        instruction: what the demonstration does, in words.
+        length: T, the number of aligned actions.
+        alignment: where the file itself stores observations: before or after their action.
+        recognised_by: why ``alignment`` was taken to be so.
+        render_stride: steps between two stored images.
+        image_steps: ``int64 (F,)``, steps t at which an image precedes action t.
+        image_shape: ``(H, W, 3)`` of the stored images.
+        seed: of the simulator's reset, where the file says it.
+    """
+
+    path: Path
+    demo: str
+    task_name: str
+    instruction: str
+    length: int
+    alignment: Alignment
+    recognised_by: str
+    render_stride: int
+    image_steps: npt.NDArray[np.int64] = field(repr=False)
+    image_shape: tuple[int, int, int]
+    seed: int | None = None
+
+    def actions(self) -> FloatRows:
+        """``float64 (T, 7)`` as recorded: OSC deltas, gripper last. DatasetError if not finite."""
+        first = 1 if self.alignment == "after_action" else 0
+        return self._rows("actions", first, ACTION_DIMENSION)
+
+    def states(self, layout: str) -> FloatRows:
+        """``float64 (T, S)`` in the contract's ``layout``; row t precedes action t."""
+        if layout not in STATE_PARTS:
+            raise DatasetError(
+                f"state layout {layout!r} is unknown; known: {', '.join(STATE_PARTS)}",
+                field="layout",
+            )
+        parts = [self._rows(f"obs/{key}", 0, width) for key, width in STATE_PARTS[layout]]
+        return np.concatenate(parts, axis=1)
+
+    def images(
+        self,
+        camera: Literal["agentview", "eye_in_hand"],
+        frame_indices: Sequence[int] | npt.NDArray[np.integer],
+    ) -> npt.NDArray[np.uint8]:
+        """``uint8 (n, H, W, 3)`` in raw OpenGL orientation (upside-down).
+
+        Args:
+            camera: which of the two.
+            frame_indices: indices into ``image_steps``, in any order, repeats allowed.
+        """
+        if camera not in CAMERA_DATASETS:
+            raise DatasetError(
+                f"camera {camera!r} is unknown; known: {', '.join(CAMERA_DATASETS)}", field="camera"
+            )
+        indices = np.asarray(frame_indices, dtype=np.int64).reshape(-1)
+        frames = len(self.image_steps)
+        if indices.size and not (indices.min() >= 0 and indices.max() < frames):
+            raise DatasetError(
+                f"{self.path}, {self.demo}: frame indices {indices.min()}..{indices.max()} are "
+                f"outside 0..{frames - 1}"
+            )
+        # h5py wants increasing unique indices; the inverse restores the caller's order.
+        unique, inverse = np.unique(indices, return_inverse=True)
+        key = CAMERA_DATASETS[camera]
+        with open_hdf5(self.path) as file:
+            dataset = require_dataset(file, self.path, self.demo, key)
+            if len(unique) and unique[-1] - unique[0] + 1 == len(unique):
+                rows = slice(int(unique[0]), int(unique[-1]) + 1)
+                pixels = read_dataset(dataset, self.path, self.demo, key, rows)
+            else:
+                pixels = read_dataset(dataset, self.path, self.demo, key, unique)
+        return np.asarray(pixels, dtype=np.uint8)[inverse]
+
+    def _rows(self, key: str, first: int, width: int) -> FloatRows:
+        with open_hdf5(self.path) as file:
+            dataset = require_dataset(file, self.path, self.demo, key)
+            raw = read_dataset(dataset, self.path, self.demo, key, slice(first, None))
+        rows = np.asarray(raw, dtype=np.float64)[: self.length]
+        if rows.shape != (self.length, width):
+            raise DatasetError(
+                f"{self.path}, {self.demo}: {key} gives {rows.shape} rows where "
+                f"{(self.length, width)} were stated on opening; was the file changed?"
+            )
+        bad = np.argwhere(~np.isfinite(rows))
+        if len(bad):
+            step, column = (int(i) for i in bad[0])
+            raise DatasetError(
+                f"{self.path}, {self.demo}: {key}[{step + first}, {column}] is "
+                f"{rows[step, column]} ({len(bad)} such values); remove or re-collect this demo",
+                field=key,
+            )
+        return rows
+
+    def _identity(self) -> list[Any]:
+        """What the fingerprint says of an episode beside its actions."""
+        return [
+            self.path.name,
+            self.demo,
+            self.instruction,
+            self.length,
+            self.alignment,
+            self.seed,
+            list(self.image_shape),
+            self.image_steps.tolist(),
+        ]
+
+
+@dataclass(frozen=True)
+class LiberoDataset:
+    """Episodes of one or more files, in natural order of file and demo."""
+
+    episodes: list[Episode]
+
+    @property
+    def instructions(self) -> list[str]:
+        """The distinct instructions, in order of first appearance."""
+        return list(dict.fromkeys(episode.instruction for episode in self.episodes))
+
+    def fingerprint(self) -> str:
+        """sha256 over each episode's names, length, seed, image steps and size, and its actions.
+
+        Pixels and states are not hashed, so that this takes milliseconds an episode: two renderings
+        of the same demonstrations at the same size and steps have the same fingerprint.
+        """
+        digest = hashlib.sha256(b"reflexarc-libero-1\n")
+        for episode in self.episodes:
+            digest.update(json.dumps(episode._identity()).encode() + b"\n")
+            digest.update(np.ascontiguousarray(episode.actions(), dtype="<f8").tobytes())
+        return digest.hexdigest()
+
+
+def open_libero(paths: Sequence[Path], *, alignment: Alignment | None = None) -> LiberoDataset:
+    """Open files, or every ``*.hdf5`` below the directories given.
+
+    Args:
+        paths: files or directories; a directory's files come in natural order.
+        alignment: overrules what the files say, for files that cannot be recognised.
+
+    Raises:
+        DatasetError: naming file, demo and key, for anything that does not read as it should.
+    """
+    episodes = [
+        episode
+        for path in find_files(paths)
+        for episode in (read_episode(path, demo, alignment) for demo in list_demos(path))
+    ]
+    return LiberoDataset(episodes)
+
+
+def find_files(paths: Sequence[Path]) -> list[Path]:
+    """The HDF5 files that ``paths`` name, directories searched, hidden files left out."""
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = [
+                file
+                for file in path.rglob("*.hdf5")
+                if not any(part.startswith(".") for part in file.relative_to(path).parts)
+            ]
+            if not inside:
+                raise DatasetError(
+                    f"{path} holds no *.hdf5 file; collect demonstrations with "
+                    "'reflexarc data collect', or name the folder of a LIBERO suite"
+                )
+            found.extend(sorted(inside, key=lambda file: natural_key(str(file))))
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise DatasetError(f"{path} does not exist; name an HDF5 file or a folder of them")
+    if not found:
+        raise DatasetError("no data was named; give HDF5 files or folders of them")
+    resolved = [path.resolve() for path in found]
+    for path, real in zip(found, resolved, strict=True):
+        if resolved.count(real) > 1:
+            raise DatasetError(f"{path} is named twice; its demos would count twice")
+    return found
+
+
+def list_demos(path: Path) -> list[str]:
+    """Names of a file's demos in numeric order; DatasetError when there are none."""
+    with open_hdf5(path) as file:
+        if "data" not in file or not hasattr(file["data"], "keys"):
+            raise DatasetError(
+                f"{path}: no group 'data'; this is not a file of LIBERO demonstrations",
+                field="data",
+            )
+        demos = sorted(file["data"].keys(), key=natural_key)
+    if not demos:
+        raise DatasetError(f"{path}: group 'data' holds no demo; collect this task again")
+    return demos
+
+
+def read_episode(path: Path, demo: str, alignment: Alignment | None = None) -> Episode:
+    """Read one demo's attributes and shapes, and check that they agree with each other."""
+    with open_hdf5(path) as file:
+        kind = describe_file(file, path, demo, alignment)
+        group = file["data"][demo]
+        stored = require_dataset(file, path, demo, "actions", (None, ACTION_DIMENSION)).shape[0]
+        _check_low_dimensional(file, path, demo, stored)
+        shift = 1 if kind.alignment == "after_action" else 0
+        length = stored - shift
+        if length < 1:
+            raise DatasetError(
+                f"{path}, {demo}: actions has {stored} rows, too few for one aligned step; "
+                "remove this demo",
+                field="actions",
+            )
+        steps, shape = _image_layout(file, path, demo, kind, stored)
+        seed = group.attrs.get("seed")
+        return Episode(
+            path=path,
+            demo=demo,
+            task_name=kind.task_name,
+            instruction=kind.instruction,
+            length=length,
+            alignment=kind.alignment,
+            recognised_by=kind.recognised_by,
+            render_stride=kind.render_stride,
+            image_steps=steps[steps < length],
+            image_shape=shape,
+            seed=None if seed is None else int(seed),
+        )
+
+
+def _check_low_dimensional(file: Any, path: Path, demo: str, stored: int) -> None:
+    for key, width in {part for parts in STATE_PARTS.values() for part in parts}:
+        require_dataset(file, path, demo, f"obs/{key}", (stored, width))
+
+
+def _image_layout(
+    file: Any, path: Path, demo: str, kind: FileKind, stored: int
+) -> tuple[npt.NDArray[np.int64], tuple[int, int, int]]:
+    """``(steps of the images, (H, W, 3))``, the same for both cameras."""
+    steps = np.arange(stored, dtype=np.int64)
+    if "image_steps" in file["data"][demo]["obs"]:
+        dataset = require_dataset(file, path, demo, "obs/image_steps", (None,))
+        raw = read_dataset(dataset, path, demo, "obs/image_steps", slice(None))
+        steps = np.asarray(raw, dtype=np.int64)
+        ordered = bool((np.diff(steps) > 0).all())
+        if steps.size and not (ordered and steps[0] >= 0 and steps[-1] < stored):
+            raise DatasetError(
+                f"{path}, {demo}: obs/image_steps must increase within 0..{stored - 1}, "
+                f"got {steps[:5].tolist()}...; collect this demo again",
+                field="obs/image_steps",
+            )
+    elif kind.render_stride != 1:
+        raise DatasetError(
+            f"{path}, {demo}: render_stride is {kind.render_stride} but obs/image_steps is missing",
+            field="obs/image_steps",
+        )
+    if steps.size == 0:
+        raise DatasetError(
+            f"{path}, {demo}: no frames; remove this demo or collect it again",
+            field="obs/image_steps",
+        )
+    shapes = [
+        require_dataset(file, path, demo, key, (len(steps), None, None, 3), "uint8").shape[1:]
+        for key in CAMERA_DATASETS.values()
+    ]
+    if shapes[0] != shapes[1]:
+        raise DatasetError(
+            f"{path}, {demo}: the cameras' images differ in size: {shapes[0]}, {shapes[1]}"
+        )
+    return steps, shapes[0]
