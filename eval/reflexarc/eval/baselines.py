@@ -1,0 +1,168 @@
+"""Where an episode's actions come from: the served policy, the same policy blinded, a replay."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from reflexarc.contract import ActionChunk, Observation
+from reflexarc.contract.errors import DatasetError
+from reflexarc.contract.policy_contract import libero_action
+from reflexarc.eval.videos import Film
+
+if TYPE_CHECKING:
+    from reflexarc.eval.libero.observation import LiberoObserver
+    from reflexarc.eval.libero.simulator import LiberoSimulator
+
+Action = npt.NDArray[np.floating]
+
+
+class ActionSource(Protocol):
+    """Gives one episode's actions in order."""
+
+    def next_action(self, step: int) -> Action:
+        """The action ``(7,)`` to execute at environment step ``step``."""
+
+    @property
+    def latencies_ms(self) -> Sequence[float]:
+        """Round trip of every request so far."""
+
+
+class ServedPolicy(Protocol):
+    """What is needed of ``reflexarc.client.PolicyClient``."""
+
+    def infer(self, observation: Observation) -> ActionChunk: ...
+
+
+def request_seed(seed: int, task: int, state: int, chunk: int) -> int:
+    """Seed of one request, in ``[0, 2**63)``: equal for equal run, task, state and chunk.
+
+    The arm is left out, so that the policy and its blinded twin draw the same noise.
+    """
+    words = np.random.SeedSequence([seed, task, state, chunk]).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(1))
+
+
+class PolicyActions:
+    """Actions of a served policy, asked for every ``replan_steps`` steps.
+
+    With ``blank`` every image that is sent is black, while instruction and state are real.
+    Rendering happens only when a chunk is due, and never for the blank arm.
+    """
+
+    def __init__(
+        self,
+        policy: ServedPolicy,
+        observer: LiberoObserver,
+        simulator: LiberoSimulator,
+        *,
+        instruction: str,
+        seeds: tuple[int, int, int],
+        replan_steps: int,
+        blank: bool,
+        film: Film,
+    ) -> None:
+        """``seeds`` are the run's seed, the task's index and the state's index."""
+        from reflexarc.client import RecedingHorizonExecutor
+
+        self._executor = RecedingHorizonExecutor(policy, replan_steps)
+        self._observer, self._simulator = observer, simulator
+        self._instruction, self._seeds = instruction, seeds
+        self._blank, self._film = blank, film
+        self._chunk = 0
+        # A stream of its own, so that a server never mixes two episodes' histories.
+        self._session = uuid.uuid4().hex
+        self._executor.reset()
+
+    @property
+    def latencies_ms(self) -> Sequence[float]:
+        return self._executor.latencies_ms
+
+    def next_action(self, step: int) -> Action:
+        return self._executor.next_action(lambda: self._observe(step))
+
+    def _observe(self, step: int) -> Observation:
+        observation = self._observer.observation(
+            self._images(step),
+            self._simulator.observe_state(),
+            self._instruction,
+            session_id=self._session,
+            seed=request_seed(*self._seeds, self._chunk),
+            step_index=step,
+        )
+        self._chunk += 1
+        return observation
+
+    def _images(self, step: int) -> dict[str, npt.NDArray[np.uint8]]:
+        if self._blank:
+            self._film.snap(step, self._simulator)
+            return self._observer.black_images()
+        raw = self._simulator.observe()
+        self._film.add(step, raw.images)
+        return self._observer.images(raw)
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """The actions ``(T, 7)`` of one demonstration, and where they come from."""
+
+    actions: npt.NDArray[np.float64]
+    source: str
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(np.ascontiguousarray(self.actions).tobytes()).hexdigest()
+
+
+def load_demonstration(path: Path, task_name: str) -> Demonstration:
+    """The first demonstration of a task in a file or folder of LIBERO HDF5 files.
+
+    Raises DatasetError naming the task and the path when there is none.
+    """
+    from reflexarc.data.libero_hdf5 import open_libero
+
+    if not path.exists():
+        raise DatasetError(f"{path} does not exist; --demonstrations takes HDF5 files of LIBERO")
+    own_file = path / f"{task_name}_demo.hdf5"
+    dataset = open_libero([own_file if own_file.is_file() else path])
+    for episode in dataset.episodes:
+        if episode.task_name == task_name:
+            return Demonstration(episode.actions(), f"{episode.path.name}/{episode.demo}")
+    raise DatasetError(f"{path} holds no demonstration of {task_name}; expected {own_file.name}")
+
+
+class ReplayActions:
+    """A demonstration's actions, blind: nothing is observed.
+
+    After its last action the arm holds still with the last gripper command until the episode
+    ends, which gives objects time to settle.
+    """
+
+    latencies_ms: Sequence[float] = ()
+
+    def __init__(
+        self,
+        demonstration: Demonstration,
+        simulator: LiberoSimulator,
+        *,
+        replan_steps: int,
+        film: Film,
+    ) -> None:
+        self._actions, self._simulator = demonstration.actions, simulator
+        self._replan_steps, self._film = replan_steps, film
+        gripper = libero_action(1).gripper
+        self._hold = np.zeros(self._actions.shape[1])
+        if gripper is not None:
+            self._hold[gripper.index] = self._actions[-1, gripper.index]
+
+    def next_action(self, step: int) -> Action:
+        if step % self._replan_steps == 0:
+            self._film.snap(step, self._simulator)
+        return self._actions[step] if step < len(self._actions) else self._hold

@@ -1,0 +1,116 @@
+"""The table of an evaluation, for the terminal and as markdown."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from reflexarc.eval.results import Arm
+from reflexarc.eval.summary import DifferenceSummary, GroupSummary, Summary
+
+_ARM_TITLES: dict[Arm, str] = {
+    "policy": "policy",
+    "replay": "blind replay",
+    "blank": "blank images",
+}
+
+
+def rich_table(summary: Summary) -> Table:
+    """The summary as a table; the total stands last, under a rule."""
+    headers, rows = table_rows(summary)
+    table = Table(title=_title(summary), caption=_caption(summary), caption_justify="left")
+    for index, header in enumerate(headers):
+        table.add_column(header, justify="left" if index == 0 else "right", overflow="fold")
+    for index, row in enumerate(rows):
+        table.add_row(*row, end_section=index == len(rows) - 2)
+    return table
+
+
+def markdown(summary: Summary) -> str:
+    """The same table for a README, with what it was measured on."""
+    headers, rows = table_rows(summary)
+    lines = [
+        f"### {_title(summary)}",
+        "",
+        "| " + " | ".join(headers) + " |",
+        "|" + "|".join(" :-- " if i == 0 else " --: " for i in range(len(headers))) + "|",
+        *("| " + " | ".join(row) + " |" for row in rows),
+        "",
+        _caption(summary),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def table_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """``(headers, rows)``: one row a task and the total; only arms that were run."""
+    groups = [*summary.tasks, *([summary.total] if summary.total else [])]
+    arms = [arm for arm in _ARM_TITLES if any(arm in group.arms for group in groups)]
+    baselines = [arm for arm in arms if any(arm in group.differences for group in groups)]
+    headers = [
+        "task",
+        *(_ARM_TITLES[arm] for arm in arms),
+        *(f"policy - {_ARM_TITLES[arm]}" for arm in baselines),
+        "mean steps",
+        "median latency",
+    ]
+    return headers, [_row(group, arms, baselines) for group in groups]
+
+
+def _row(group: GroupSummary, arms: list[Arm], baselines: list[Arm]) -> list[str]:
+    name = group.instruction if group.task is None else f"{group.task}: {group.instruction}"
+    policy = group.arms.get("policy")
+    latency = policy.latency_median_ms if policy else None
+    return [
+        name,
+        *(_rate(group, arm) for arm in arms),
+        *(_difference(group.differences.get(arm)) for arm in baselines),
+        f"{policy.mean_steps:.0f}" if policy else "-",
+        f"{latency:.0f} ms" if latency is not None else "-",
+    ]
+
+
+def _rate(group: GroupSummary, arm: Arm) -> str:
+    found = group.arms.get(arm)
+    if found is None:
+        return "-"
+    low, high = 100 * found.low, 100 * found.high
+    return f"{found.successes}/{found.trials} [{low:.0f}, {high:.0f}] %"
+
+
+def _difference(found: DifferenceSummary | None) -> str:
+    if found is None:
+        return "-"
+    low, high = 100 * found.low, 100 * found.high
+    return f"{100 * found.difference:+.0f} [{low:+.0f}, {high:+.0f}]"
+
+
+def _title(summary: Summary) -> str:
+    state = "" if summary.complete else " (incomplete)"
+    return f"{summary.identity.suite}, init states {format_indices(summary.states)}{state}"
+
+
+def _caption(summary: Summary) -> str:
+    identity = summary.identity
+    checkpoint = identity.checkpoint_fingerprint[:12] or "without fingerprint"
+    p_values = [
+        f"exact McNemar p against {_ARM_TITLES[arm]} {found.mcnemar_p:.2g}"
+        for arm, found in (summary.total.differences.items() if summary.total else ())
+    ]
+    parts = [
+        "Successes with 95 % Wilson intervals; differences in points over the same states with "
+        "95 % Newcombe intervals (method 10, paired)",
+        *p_values,
+        f"steps and latency are the policy's; replan every {identity.replan_steps} steps, at most "
+        f"{identity.max_steps}; seed {identity.seed}; checkpoint {checkpoint}",
+    ]
+    return "; ".join(parts) + "."
+
+
+def format_indices(indices: tuple[int, ...]) -> str:
+    """``(40, 41, 42, 49)`` as ``40-42, 49``."""
+    runs: list[list[int]] = []
+    for index in sorted(indices):
+        if runs and index == runs[-1][1] + 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

@@ -1,0 +1,130 @@
+"""What one evaluation run is asked to do, and the episodes that follow from it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from reflexarc.contract import PolicyContract
+from reflexarc.contract.errors import ConfigError
+from reflexarc.contract.policy_contract import FrozenModel
+from reflexarc.eval.results import Arm, EpisodeKey, RunIdentity
+
+BASELINES: tuple[Arm, ...] = ("replay", "blank")
+REPORTED_STATES_BEGIN = 40
+STATES = 50
+Videos = Literal["all", "failures", "none"]
+
+
+class RunSettings(FrozenModel):
+    """One call of ``reflexarc eval libero``.
+
+    Attributes:
+        states: indices of the benchmark's 50 initial states; every arm runs on all of them.
+        replan_steps: environment steps between two requests.
+        max_steps: steps after which an episode has failed; None takes the suite's usual number.
+        demonstrations: file or folder with a demonstration of each task, for the replay arm.
+        retry_for: seconds during which an absent server is asked again.
+    """
+
+    server: str
+    suite: str
+    tasks: tuple[int, ...]
+    states: tuple[Annotated[int, Field(ge=0, lt=STATES)], ...]
+    baselines: tuple[Arm, ...] = ()
+    demonstrations: Path | None = None
+    output: Path
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    replan_steps: Annotated[int, Field(ge=1)] = 8
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    wait_steps: Annotated[int, Field(ge=0)] = 10
+    videos: Videos = "failures"
+    workers: Annotated[int, Field(ge=1, le=16)] = 1
+    retry_for: Annotated[float, Field(ge=0)] = 60.0
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        return ("policy", *self.baselines)
+
+    @property
+    def episode_steps(self) -> int:
+        """Steps an episode may take."""
+        from reflexarc.eval.libero.suites import MAX_STEPS
+
+        return self.max_steps or MAX_STEPS[self.suite]
+
+    def episodes(self, task: int) -> list[EpisodeKey]:
+        """The task's episodes; all arms of a state together, so that pairs complete early."""
+        return [EpisodeKey(task, state, arm) for state in self.states for arm in self.arms]
+
+    def identity(self, contract: PolicyContract, demonstrations: Mapping[int, str]) -> RunIdentity:
+        """``demonstrations``: task index to the sha256 of its replayed actions."""
+        return RunIdentity(
+            suite=self.suite,
+            seed=self.seed,
+            max_steps=self.episode_steps,
+            replan_steps=self.replan_steps,
+            wait_steps=self.wait_steps,
+            checkpoint_fingerprint=contract.checkpoint_fingerprint,
+            contract_sha256=contract_sha256(contract),
+            demonstrations=dict(demonstrations),
+        )
+
+
+def contract_sha256(contract: PolicyContract) -> str:
+    """Hash of the contract's canonical JSON."""
+    return hashlib.sha256(contract.model_dump_json().encode()).hexdigest()
+
+
+def default_states(trials: int) -> tuple[int, ...]:
+    """The first ``trials`` of the reported states 40-49. ConfigError for more than there are."""
+    available = STATES - REPORTED_STATES_BEGIN
+    if not 1 <= trials <= available:
+        raise ConfigError(
+            f"--trials {trials}: states {REPORTED_STATES_BEGIN}-{STATES - 1} give 1 to {available} "
+            f"trials a task; name others with --states, for example --states 0-{STATES - 1}",
+            field="trials",
+        )
+    return tuple(range(REPORTED_STATES_BEGIN, REPORTED_STATES_BEGIN + trials))
+
+
+def parse_indices(text: str, option: str) -> tuple[int, ...]:
+    """``"0,9"`` or ``"40-44,49"`` to sorted distinct indices. ConfigError naming the option."""
+    found: set[int] = set()
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        first, dash, last = part.partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise ConfigError(
+                f"{option} {text!r}: {part!r} is no index or range like 40-49", field=option
+            )
+        begin, end = int(first), int(last) if dash else int(first)
+        if end < begin:
+            raise ConfigError(f"{option} {text!r}: {part!r} runs backwards", field=option)
+        if end >= 1000:
+            raise ConfigError(f"{option} {text!r}: {end} is no index of LIBERO", field=option)
+        found.update(range(begin, end + 1))
+    if not found:
+        raise ConfigError(f"{option} is empty; give indices like 0,9 or 40-49", field=option)
+    return tuple(sorted(found))
+
+
+def parse_baselines(text: str) -> tuple[Arm, ...]:
+    """``"replay,blank"`` or ``"none"`` to arms. ConfigError naming the unknown one."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if names in ([], ["none"]):
+        return ()
+    _refuse_unknown(names)
+    return tuple(arm for arm in BASELINES if arm in names)
+
+
+def _refuse_unknown(names: Iterable[str]) -> None:
+    for name in names:
+        if name not in BASELINES:
+            raise ConfigError(
+                f"--baselines: {name!r} is unknown; choose from {', '.join(BASELINES)}, or none",
+                field="baselines",
+            )

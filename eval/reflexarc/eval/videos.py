@@ -1,0 +1,126 @@
+"""Videos of episodes: both cameras side by side, upright, with a caption, playable in a browser."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import av
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:
+    from reflexarc.eval.libero.simulator import LiberoSimulator, RenderSnapshot
+
+UInt8Image = npt.NDArray[np.uint8]
+Frames: TypeAlias = Sequence[tuple[int, Mapping[str, UInt8Image]]]
+CONTROL_HZ = 20
+PLAYBACK_SPEED = 2
+CAPTION_HEIGHT = 40
+HOLD_LAST_FRAME_SECONDS = 1.0
+VIDEO_CAMERAS = ("agentview", "eye_in_hand")
+
+
+class Film:
+    """What one episode looked like at some of its steps.
+
+    A policy's frames were rendered for it anyway and are kept. Where nobody rendered, a snapshot
+    is kept, and drawn only if the video is written.
+
+    Args:
+        wanted: whether a video may be written; an unwanted film keeps nothing.
+    """
+
+    def __init__(self, wanted: bool) -> None:
+        self.wanted = wanted
+        self._frames: list[tuple[int, Mapping[str, UInt8Image] | RenderSnapshot]] = []
+
+    def add(self, step: int, images: Mapping[str, UInt8Image]) -> None:
+        """Keep ``images``, camera name to ``uint8 (S, S, 3)`` as LIBERO renders (upside-down)."""
+        if self.wanted:
+            self._frames.append((step, images))
+
+    def snap(self, step: int, simulator: LiberoSimulator) -> None:
+        """Keep this moment without rendering it."""
+        if self.wanted:
+            self._frames.append((step, simulator.snapshot()))
+
+    def develop(self, simulator: LiberoSimulator) -> Frames:
+        """The frames in order, each with its step; only a reset of the simulator may follow."""
+        return [
+            (step, frame if isinstance(frame, Mapping) else simulator.render_snapshot(frame))
+            for step, frame in self._frames
+        ]
+
+
+def frame_rate(replan_steps: int) -> int:
+    """Frames a second when one frame stands for ``replan_steps`` steps, sped up."""
+    return max(1, round(CONTROL_HZ / replan_steps * PLAYBACK_SPEED))
+
+
+def write_video(path: Path, frames: Frames, title: str, outcome: str, *, replan_steps: int) -> None:
+    """Write frames as h264 in yuv420p, atomically.
+
+    Args:
+        frames: at least one, with their steps (:meth:`Film.develop`).
+        title: first caption line: task, state and arm.
+        outcome: shown on the last frame, which is held for a second.
+        replan_steps: environment steps between two frames; sets the frame rate.
+    """
+    rate = frame_rate(replan_steps)
+    speed = rate * replan_steps / CONTROL_HZ
+    pictures = [
+        _picture(images, title, f"step {step}   {speed:.2g}x speed", None)
+        for step, images in frames[:-1]
+    ]
+    step, images = frames[-1]
+    last = _picture(images, title, f"step {step}   {outcome.upper()}", outcome)
+    pictures += [last] * max(1, round(rate * HOLD_LAST_FRAME_SECONDS))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.mp4")
+    try:
+        _encode(temporary, pictures, rate)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _picture(
+    images: Mapping[str, UInt8Image], title: str, line: str, outcome: str | None
+) -> UInt8Image:
+    """``uint8 (S + caption, 2 S, 3)``; row order is turned, so that the view is the true one."""
+    views = np.concatenate([images[name][::-1] for name in VIDEO_CAMERAS], axis=1)
+    height, width = views.shape[:2]
+    # yuv420p halves both sides, so that both must be even.
+    canvas = Image.new("RGB", (width + width % 2, height + height % 2 + CAPTION_HEIGHT))
+    canvas.paste(Image.fromarray(np.ascontiguousarray(views)), (0, CAPTION_HEIGHT))
+    colours = {None: "white", "success": "#7ee787"}
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(13)
+    draw.text((6, 4), _shorten(title, draw, font, width - 12), fill="white", font=font)
+    draw.text((6, 21), line, fill=colours.get(outcome, "#ff7b72"), font=font)
+    return np.asarray(canvas)
+
+
+def _shorten(text: str, draw: ImageDraw.ImageDraw, font: Any, width: int) -> str:
+    if draw.textlength(text, font=font) <= width:
+        return text
+    while text and draw.textlength(text + "...", font=font) > width:
+        text = text[:-1]
+    return text + "..."
+
+
+def _encode(path: Path, pictures: Sequence[UInt8Image], rate: int) -> None:
+    with av.open(str(path), mode="w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "23"})
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
+        for picture in pictures:
+            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
