@@ -1,0 +1,1 @@
+"""LIBERO: its tasks, its simulator rendered on demand, a scripted expert, demonstrations."""
