@@ -44,6 +44,19 @@ class SamplingSpec:
 
 
 @dataclass(frozen=True)
+class FrozenBackbone:
+    """Names pretrained weights that a policy uses but does not train.
+
+    Attributes:
+        name: of the backbone.
+        sha256: of its weights as they were loaded.
+    """
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Task:
     """What one episode is about, before any embedding."""
 
@@ -58,6 +71,8 @@ class Policy(nn.Module, ABC):
     """
 
     family: ClassVar[str]
+    config_class: ClassVar[type[PolicyConfig]]
+    config: PolicyConfig
     contract: PolicyContract
     sampling: SamplingSpec
 
@@ -101,9 +116,28 @@ class Policy(nn.Module, ABC):
             prefix: ``(B, P, D)`` normalised actions that are already committed.
         """
 
+    @classmethod
+    @abstractmethod
+    def build(
+        cls, config: PolicyConfig, contract: PolicyContract, extra_files: Mapping[str, bytes]
+    ) -> Policy:
+        """Build the policy, its trained weights still random; the inverse of ``extra_files``."""
+
     def extra_files(self) -> Mapping[str, bytes]:
         """Files beside the weights that the checkpoint must carry (language embeddings)."""
         return {}
+
+    def frozen_backbones(self) -> Mapping[str, FrozenBackbone]:
+        """Module path to the identity of pretrained weights that checkpoints name, not copy."""
+        return {}
+
+    def component_parameters(self) -> Mapping[str, int]:
+        """Number of trained parameters by component, for reports and for tests that pin them."""
+        return {
+            name: sum(parameter.numel() for parameter in module.parameters())
+            for name, module in self.named_children()
+            if name not in self.frozen_backbones()
+        }
 
     @property
     def device(self) -> torch.device:

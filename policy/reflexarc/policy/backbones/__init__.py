@@ -1,0 +1,1 @@
+"""Pretrained encoders behind small protocols; each has a tiny random form for tests."""

@@ -1,0 +1,76 @@
+"""Flow matching, with one convention everywhere: ``t = 1`` is noise, ``t = 0`` is data.
+
+``x_t = t · noise + (1 − t) · data``, the target velocity is ``noise − data``, and Euler steps
+walk from 1 to 0 with ``x ← x − v / steps``. The same as openpi and transformers' PI0; GR00T and
+starVLA use the mirror image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+TimeDensity = Literal["beta", "uniform"]
+
+# Beta(1.5, 1) · 0.999 + 0.001: more weight on the noisy half, and never exactly 0. Mean 0.600.
+_BETA_ALPHA, _BETA_SCALE, _BETA_OFFSET = 1.5, 0.999, 0.001
+
+
+def sample_times(
+    rows: int, density: TimeDensity = "beta", generator: torch.Generator | None = None
+) -> Tensor:
+    """Times ``float32 (rows,)`` in (0, 1], drawn on the CPU from ``generator``."""
+    uniform = torch.rand(rows, generator=generator)
+    if density == "uniform":
+        return uniform
+    # The distribution function of Beta(alpha, 1) is t**alpha, so its inverse is exact.
+    return uniform.pow(1.0 / _BETA_ALPHA) * _BETA_SCALE + _BETA_OFFSET
+
+
+def interpolate(data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """``x_t`` for rows ``(B, ...)`` and times ``t (B,)``."""
+    t = t.reshape(-1, *(1,) * (data.ndim - 1))
+    return t * noise + (1.0 - t) * data
+
+
+def target_velocity(data: Tensor, noise: Tensor) -> Tensor:
+    return noise - data
+
+
+def euler_sample(velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int) -> Tensor:
+    """Integrate from noise ``(B, ...)`` at t = 1 to data at t = 0 in ``steps`` equal steps.
+
+    Args:
+        velocity: ``(x_t (B, ...), t (B,))`` to the velocity, of ``x_t``'s shape.
+    """
+    x = noise
+    for step in range(steps):
+        t = torch.full((len(x),), 1.0 - step / steps, dtype=x.dtype, device=x.device)
+        x = x - velocity(x, t) / steps
+    return x
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoidal embedding of ``t (B,)``: ``(B, dimension)``, sines first, then cosines.
+
+    Periods are spaced geometrically from 4e-3 to 4, so that nearly all dimensions vary over
+    [0, 1]; those of a language model's positions hardly would.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, dimension: int, min_period: float = 4e-3, max_period: float = 4.0):
+        super().__init__()
+        if dimension % 2:
+            raise ValueError(f"the dimension of a time embedding must be even, got {dimension}")
+        fraction = torch.linspace(0.0, 1.0, dimension // 2)
+        period = min_period * (max_period / min_period) ** fraction
+        self.register_buffer("frequencies", 1.0 / period * 2 * math.pi, persistent=False)
+
+    def forward(self, t: Tensor) -> Tensor:
+        angles = t.float()[:, None] * self.frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=1)

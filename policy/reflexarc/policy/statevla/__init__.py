@@ -1,0 +1,1 @@
+"""StateVLA: a Mamba encoder over all modalities and a flow-matching action head."""

@@ -1,0 +1,59 @@
+"""StateVLA's action head: flow matching for motion, a classifier for the gripper."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from reflexarc.policy.layers.flow_matching import TimeEmbedding
+from reflexarc.policy.layers.mamba import MambaStack
+from reflexarc.policy.statevla.config import StateVLAConfig
+
+
+class FlowMatchingHead(nn.Module):
+    """Velocity of noisy actions: a Mamba over ``[time, z, actions]``."""
+
+    def __init__(self, config: StateVLAConfig, *, horizon: int, action: int):
+        super().__init__()
+        d = config.d_model
+        self.time_embedding = TimeEmbedding(d)
+        self.time = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, d))
+        self.context = nn.Linear(d, d)
+        self.action_in = nn.Linear(action, d)
+        self.position = nn.Parameter(torch.randn(horizon, d) * 0.02)
+        self.stack = MambaStack(
+            d,
+            config.policy_layers,
+            d_state=config.policy_d_state,
+            d_conv=config.d_conv,
+            expand=config.expand,
+            mlp_hidden=config.policy_mlp_hidden,
+        )
+        self.action_out = nn.Linear(d, action)
+
+    def forward(self, z: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """``z (B, K, d)``, ``x_t (B, H, A)``, ``t (B,)`` to the velocity ``(B, H, A)``."""
+        time = self.time(self.time_embedding(t))[:, None]
+        actions = self.action_in(x_t) + self.position
+        outputs = self.stack(torch.cat([time, self.context(z), actions], dim=1))
+        velocity: Tensor = self.action_out(outputs[:, -x_t.shape[1] :])
+        return velocity
+
+
+class GripperHead(nn.Module):
+    """``z (B, K, d)`` to ``(B, H)`` logits that the gripper is commanded to close."""
+
+    def __init__(self, config: StateVLAConfig, *, horizon: int):
+        super().__init__()
+        hidden = config.gripper_hidden
+        self.layers = nn.Sequential(
+            nn.Linear(config.latent_tokens * config.d_model, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, horizon),
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        logits: Tensor = self.layers(z.flatten(1))
+        return logits

@@ -1,0 +1,70 @@
+"""StateVLA's encoder: one token sequence of all modalities, read by a causal Mamba."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from reflexarc.policy.layers.mamba import MambaStack
+from reflexarc.policy.statevla.config import StateVLAConfig
+
+_EMBEDDING_STD = 0.02
+
+
+class Tokenizer(nn.Module):
+    """Project each modality to ``d_model`` and lay the tokens in a row.
+
+    The order is language, state, one camera's patches after the other, latent tokens. Mamba is
+    causal: language first conditions how images are read, and latent tokens last see everything.
+    """
+
+    def __init__(
+        self, config: StateVLAConfig, *, state: int, cameras: int, patches: int, channels: int
+    ):
+        super().__init__()
+        d = config.d_model
+        self.language = nn.Linear(config.language_dimension, d)
+        self.state = nn.Sequential(
+            nn.Linear(state, config.state_hidden), nn.GELU(), nn.Linear(config.state_hidden, d)
+        )
+        self.vision_norm = nn.LayerNorm(channels)
+        self.vision = nn.Linear(channels, d)
+        # Modalities: language, state, then the cameras.
+        self.modality = nn.Parameter(torch.randn(2 + cameras, d) * _EMBEDDING_STD)
+        self.position = nn.Parameter(torch.randn(cameras, patches, d) * _EMBEDDING_STD)
+        self.latent = nn.Parameter(torch.randn(config.latent_tokens, d) * _EMBEDDING_STD)
+
+    def forward(self, language: Tensor, state: Tensor, vision: Tensor) -> Tensor:
+        """``(B, E)``, ``(B, S)`` and ``(B, V, P, C)`` to tokens ``(B, 2 + V·P + K, d_model)``."""
+        batch = len(language)
+        patches = self.vision(self.vision_norm(vision)) + self.position
+        patches = patches + self.modality[2:, None]
+        tokens = [
+            (self.language(language) + self.modality[0])[:, None],
+            (self.state(state) + self.modality[1])[:, None],
+            patches.flatten(1, 2),
+            self.latent.expand(batch, -1, -1),
+        ]
+        return torch.cat(tokens, dim=1)
+
+
+class Encoder(nn.Module):
+    """Tokens ``(B, L, d_model)`` to ``z (B, K, d_model)``, the outputs of the latent tokens."""
+
+    def __init__(self, config: StateVLAConfig):
+        super().__init__()
+        self.latent_tokens = config.latent_tokens
+        self.stack = MambaStack(
+            config.d_model,
+            config.encoder_layers,
+            d_state=config.d_state,
+            d_conv=config.d_conv,
+            expand=config.expand,
+        )
+        self.projection = nn.Linear(config.d_model, config.d_model)
+        self.norm = nn.LayerNorm(config.d_model)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        outputs = self.stack(tokens)[:, -self.latent_tokens :]
+        z: Tensor = self.norm(self.projection(outputs))
+        return z

@@ -1,0 +1,163 @@
+"""StateVLA behind the :class:`Policy` interface.
+
+Frozen vision features, language and state become one token sequence; a causal Mamba reads it;
+the outputs of the last, learned tokens are the latent state z; a flow-matching head turns noise
+into motion given z, and a classifier commands the gripper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from reflexarc.contract import PolicyContract
+from reflexarc.contract.errors import ConfigError
+from reflexarc.policy.backbones.vision import VisionBackbone, build_vision_backbone
+from reflexarc.policy.interface import (
+    FrozenBackbone,
+    Policy,
+    PolicyConfig,
+    SamplingSpec,
+    Task,
+    Tensors,
+)
+from reflexarc.policy.language import LanguageEmbeddings
+from reflexarc.policy.layers.flow_matching import euler_sample
+from reflexarc.policy.statevla.action_head import FlowMatchingHead, GripperHead
+from reflexarc.policy.statevla.config import StateVLAConfig
+from reflexarc.policy.statevla.encoder import Encoder, Tokenizer
+
+OPEN, CLOSED = -1.0, 1.0
+"""The gripper column of a normalised chunk, whatever the robot's own commands are."""
+
+
+class StateVLA(Policy):
+    """See the module. ``A`` below is the number of action dimensions without the gripper."""
+
+    family = "statevla"
+    config_class = StateVLAConfig
+    config: StateVLAConfig
+
+    def __init__(
+        self, config: StateVLAConfig, contract: PolicyContract, language: LanguageEmbeddings
+    ):
+        super().__init__()
+        _check(config, contract, language)
+        self.config = config
+        self.contract = contract
+        self.language = language
+        horizon, gripper = contract.action.horizon, contract.action.gripper
+        self.motion_dimensions = contract.action.dimension - (gripper is not None)
+        self.sampling = SamplingSpec(
+            noise_shape=(horizon, self.motion_dimensions), default_steps=config.denoising_steps
+        )
+        self.vision: VisionBackbone = build_vision_backbone(config.vision)
+        self.tokenizer = Tokenizer(
+            config,
+            state=contract.state.dimension,
+            cameras=len(contract.cameras),
+            patches=_patches(self.vision, contract),
+            channels=self.vision.channels,
+        )
+        self.encoder = Encoder(config)
+        self.flow = FlowMatchingHead(config, horizon=horizon, action=self.motion_dimensions)
+        self.gripper = GripperHead(config, horizon=horizon) if gripper is not None else None
+
+    @classmethod
+    def build(
+        cls, config: PolicyConfig, contract: PolicyContract, extra_files: Mapping[str, bytes]
+    ) -> StateVLA:
+        if not isinstance(config, StateVLAConfig):
+            raise ConfigError(f"StateVLA needs a StateVLAConfig, got {type(config).__name__}")
+        return cls(config, contract, LanguageEmbeddings.from_files(extra_files))
+
+    def extra_files(self) -> Mapping[str, bytes]:
+        return self.language.to_files()
+
+    def frozen_backbones(self) -> Mapping[str, FrozenBackbone]:
+        return {"vision": self.vision.identity}
+
+    def embed_task(self, tasks: Sequence[Task]) -> Tensors:
+        """``{"language": float32 (N, E)}``."""
+        vectors = self.language.lookup([task.instruction for task in tasks])
+        return {"language": vectors.to(self.device)}
+
+    def embed_frames(self, frames: Tensors, task: Tensors) -> Tensors:
+        """``{"vision": float32 (N, V, P, C)}``: frozen features, cameras as in the contract."""
+        images = torch.stack([frames[name] for name in self.contract.camera_names], dim=1)
+        features = self.vision(images.flatten(0, 1))
+        return {"vision": features.unflatten(0, images.shape[:2])}
+
+    def encode(self, task: Tensors, window: Tensors, valid: Tensor) -> Tensors:
+        """``{"z": (B, K, d_model)}`` from the newest row of the window."""
+        z = self.encoder(
+            self.tokenizer(task["language"], window["state"][:, -1], window["vision"][:, -1])
+        )
+        return {"z": z}
+
+    def velocity(self, context: Tensors, x_t: Tensor, t: Tensor) -> Tensor:
+        """Velocity ``(B, H, A)`` at ``x_t (B, H, A)`` and ``t (B,)``, t = 1 being noise."""
+        velocity: Tensor = self.flow(context["z"], x_t, t)
+        return velocity
+
+    def gripper_logits(self, context: Tensors) -> Tensor:
+        """``(B, H)`` logits of "closed"."""
+        if self.gripper is None:
+            raise ConfigError("this policy's contract has no gripper")
+        logits: Tensor = self.gripper(context["z"])
+        return logits
+
+    def sample_actions(
+        self, context: Tensors, noise: Tensor | None, *, steps: int, prefix: Tensor | None = None
+    ) -> Tensor:
+        if noise is None:
+            raise ConfigError(f"StateVLA samples from noise (B, {self.sampling.noise_shape})")
+        if prefix is not None:
+            raise ConfigError("StateVLA accepts no prefix of committed actions")
+        motion = euler_sample(lambda x, t: self.velocity(context, x, t), noise, steps)
+        gripper = self.contract.action.gripper
+        if gripper is None:
+            return motion
+        command = torch.where(self.gripper_logits(context) > 0, CLOSED, OPEN).to(motion.dtype)
+        before, after = motion[..., : gripper.index], motion[..., gripper.index :]
+        return torch.cat([before, command.unsqueeze(-1), after], dim=-1)
+
+
+def _check(config: StateVLAConfig, contract: PolicyContract, language: LanguageEmbeddings) -> None:
+    if contract.family != StateVLA.family:
+        raise ConfigError(f"the contract is of the family {contract.family!r}, not 'statevla'")
+    if not contract.cameras:
+        raise ConfigError("StateVLA needs a camera; the contract has none", field="cameras")
+    history = contract.history
+    if (history.frames, history.states) != (1, 1):
+        raise ConfigError(
+            f"StateVLA sees one frame and one state, the contract's history has "
+            f"{history.frames} and {history.states}",
+            field="history",
+        )
+    if language.dimension != config.language_dimension:
+        raise ConfigError(
+            f"language_dimension is {config.language_dimension}, but the embeddings of "
+            f"{language.encoder} have {language.dimension}",
+            field="language_dimension",
+        )
+
+
+def _patches(vision: VisionBackbone, contract: PolicyContract) -> int:
+    """Patches of one image; all cameras must give the same number."""
+    sizes = {(camera.height, camera.width) for camera in contract.cameras}
+    if len(sizes) != 1:
+        raise ConfigError(
+            f"StateVLA needs one image size for all cameras, the contract has {sorted(sizes)}",
+            field="cameras",
+        )
+    rows, columns = vision.grid(*sizes.pop())
+    if rows * columns == 0:
+        raise ConfigError(
+            f"images are too small: {vision.identity.name} sees one cell in {vision.stride} "
+            f"pixels, pooled by {vision.pool}",
+            field="cameras",
+        )
+    return rows * columns
