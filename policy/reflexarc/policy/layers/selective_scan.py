@@ -59,9 +59,7 @@ class _Blocks:
         else:
             self.rows, budget = self.batch, ACCELERATOR_BUFFER_VALUES
         self.steps = max(4, min(self.length, budget // (self.rows * row)))
-        self._scratch = [
-            u.new_empty(self.steps * self.rows * row) for _ in range(buffers)
-        ]
+        self._scratch = [u.new_empty(self.steps * self.rows * row) for _ in range(buffers)]
         self._inner = (state, channels)
 
     @property
