@@ -6,6 +6,16 @@ import sys
 
 import typer
 
+from reflexarc.cli import (
+    checkpoint,
+    data_collect,
+    data_inspect,
+    demo,
+    evaluate,
+    query,
+    serve,
+    train,
+)
 from reflexarc.cli.groups import checkpoint_app, data_app, eval_app
 from reflexarc.contract.errors import ReflexarcError
 
@@ -17,6 +27,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+# Importing a module of a group registers its commands there; the others register themselves here.
+GROUP_MODULES = (checkpoint, data_collect, data_inspect, evaluate)
+for module in (train, serve, query, demo):
+    if hasattr(module, "register"):
+        module.register(app)
 
 app.add_typer(data_app, name="data")
 app.add_typer(eval_app, name="eval")
