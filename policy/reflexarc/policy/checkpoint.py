@@ -194,8 +194,7 @@ def _load_weights(folder: Path, policy: Policy, content: bytes) -> None:
         raise CheckpointError(
             f"{path} does not fit the config in {files.MANIFEST_FILE}: it {'; it '.join(problems)}"
         )
-    # strict=False only leaves out the frozen backbones; everything else was compared above.
-    policy.load_state_dict(weights, strict=False)
+    policy.load_state_dict({**policy.state_dict(), **weights})
 
 
 def _listed(what: str, names: set[str]) -> list[str]:

@@ -181,11 +181,9 @@ def write_folder(
 def _refuse_to_replace(directory: Path) -> None:
     if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
         raise CheckpointError(f"{directory} is not a folder; choose another name")
-    if (
-        directory.is_dir()
-        and not (directory / MANIFEST_FILE).is_file()
-        and any(directory.iterdir())
-    ):
+    if not directory.is_dir() or (directory / MANIFEST_FILE).is_file():
+        return
+    if any(directory.iterdir()):
         raise CheckpointError(
             f"{directory} holds files and is not a checkpoint; choose another name or empty it"
         )

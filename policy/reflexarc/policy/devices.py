@@ -8,7 +8,7 @@ from reflexarc.contract.errors import ConfigError
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """``auto`` is CUDA, else MPS, else the CPU. Raises ConfigError for a device that is not here."""
+    """``auto`` is CUDA, else MPS, else CPU. Raises ConfigError for a device that is absent."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

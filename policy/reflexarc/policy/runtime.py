@@ -53,6 +53,7 @@ class PolicyRuntime:
         """
         for observation in observations:
             check_observation(self.contract, observation)
+            self._embed_task(observation.instruction)
         groups: dict[int, list[int]] = {}
         for index, observation in enumerate(observations):
             groups.setdefault(observation.denoising_steps or self._default_steps, []).append(index)

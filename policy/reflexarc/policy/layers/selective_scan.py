@@ -139,7 +139,7 @@ class _SelectiveScan(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         u, delta, A, B, C, checkpoints = ctx.saved_tensors
         blocks = _Blocks(u, A.shape[1], buffers=3)
