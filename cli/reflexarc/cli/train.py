@@ -1,1 +1,84 @@
-"""``reflexarc train``: being built."""
+"""``reflexarc train``: train a policy by a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reflexarc.cli.extras import require
+from reflexarc.contract.errors import ConfigError
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(train)
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A packaged recipe's name, or a YAML file.")],
+    output: Annotated[Path, typer.Option(help="Folder of the run: checkpoints and metrics.")],
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Demonstration file or folder, instead of the recipe's; repeatable."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override one recipe key, such as training.epochs=2; repeatable.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what the run would cost, and stop.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run that stands in --output.")
+    ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Remove the run that stands in --output.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; all cores by default.")
+    ] = None,
+    feature_cache: Annotated[
+        Path | None,
+        typer.Option(help="Folder of frame features; default: feature_cache beside --output."),
+    ] = None,
+) -> None:
+    """Train a policy; the last and the best checkpoint stand in the run's folder."""
+    require("reflexarc train", "train", "torch", "h5py", "yaml", "safetensors", "tqdm")
+    from rich.console import Console
+
+    from reflexarc.policy.devices import resolve_device
+    from reflexarc.training.recipe_files import load_recipe
+    from reflexarc.training.report import plan_table, summary_table
+    from reflexarc.training.session import execute, open_run_folder, plan, use_threads
+
+    if resume and fresh:
+        raise ConfigError("give --resume or --fresh, not both")
+    console = Console()
+    use_threads(threads)
+    loaded = load_recipe(recipe, set_ or [])
+    if data:
+        paths = tuple(path.absolute() for path in data)
+        changed = loaded.data.model_copy(update={"paths": paths})
+        loaded = loaded.model_copy(update={"data": changed})
+    planned = plan(loaded, output, device=resolve_device(device), feature_cache=feature_cache)
+    console.print(plan_table(planned.preparation, planned.estimate))
+    if dry_run:
+        return
+    run = open_run_folder(loaded, output, resume=resume, fresh=fresh)
+    outcome, features = execute(planned, run)
+    console.print(
+        f"frame features {'cached: hit' if features.hit else 'computed'}: {features.path}"
+    )
+    console.print(summary_table(outcome, output))
+    if outcome.stopped_by is not None:
+        console.print(
+            f"Stopped by {outcome.stopped_by.name}; `last` is saved. Continue with the same "
+            "command and --resume."
+        )
+        raise typer.Exit(128 + outcome.stopped_by.value)

@@ -1,0 +1,160 @@
+"""Recipes: everything that decides a training run, as strict pydantic models.
+
+A recipe is data (YAML). What it leaves out takes the default written here; a key that is not
+here is an error (:mod:`reflexarc.training.recipe_files`). The whole resolved recipe is written
+into the run's folder and into every checkpoint.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from reflexarc.contract.policy_contract import (
+    LIBERO_STATES,
+    NormalizationMode,
+    Orientation,
+)
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+NotNegative = Annotated[float, Field(ge=0.0)]
+
+
+class RecipeModel(BaseModel):
+    """Strict, immutable base: an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ContractConfig(RecipeModel):
+    """The parts of the policy's contract that a recipe chooses; the data decides the rest.
+
+    ``source_size`` is the side of the recorded images in pixels; None takes what the data has.
+    """
+
+    cameras: tuple[Literal["agentview", "eye_in_hand"], ...] = ("agentview", "eye_in_hand")
+    image_size: Annotated[int, Field(ge=8, le=4096)] = 224
+    source_size: Annotated[int, Field(ge=8, le=4096)] | None = None
+    orientation: Orientation = "rotated_180"
+    state_layout: str = "eef3+axisangle3+fingers2"
+    horizon: Annotated[int, Field(ge=1, le=1024)] = 10
+    state_normalization: NormalizationMode = "mean_std"
+    action_normalization: NormalizationMode = "mean_std"
+
+    @model_validator(mode="after")
+    def _layout_is_known(self) -> ContractConfig:
+        if self.state_layout not in LIBERO_STATES:
+            raise ValueError(
+                f"state_layout {self.state_layout!r} is unknown; known: {sorted(LIBERO_STATES)}"
+            )
+        return self
+
+
+class LanguageConfig(RecipeModel):
+    """What embeds instructions: ``minilm`` (pretrained, offline) or ``hashed`` (smoke runs)."""
+
+    encoder: Literal["minilm", "hashed"] = "minilm"
+
+
+class DataConfig(RecipeModel):
+    """Which demonstrations, and which of them are held out.
+
+    ``paths`` are files or folders; empty means ``datasets/<suite>``. ``tasks`` are task names or
+    shell patterns (``*soup*``); empty means all. ``validation_fraction`` of each task's episodes
+    are held out, drawn with ``split_seed``: whole episodes, never frames of one episode.
+    """
+
+    suite: str = "libero_object"
+    paths: tuple[Path, ...] = ()
+    tasks: tuple[str, ...] = ()
+    episodes_per_task: Positive | None = None
+    validation_fraction: Fraction = 0.1
+    split_seed: int = 0
+
+
+class FlowMatchingConfig(RecipeModel):
+    """Loss weights and random draws of :class:`FlowMatchingObjective`.
+
+    ``state_noise`` is the deviation of the Gaussian noise added to the state, in normalised
+    units. ``draws_per_sample`` noise-time pairs share one pass of the encoder.
+    """
+
+    name: Literal["flow_matching"] = "flow_matching"
+    flow_weight: NotNegative = 1.0
+    gripper_weight: NotNegative = 1.0
+    time_density: Literal["beta", "uniform"] = "beta"
+    draws_per_sample: Annotated[int, Field(ge=1, le=64)] = 1
+    state_noise: NotNegative = 0.02
+
+
+class OptimizerConfig(RecipeModel):
+    """AdamW. Norms, biases, embeddings, ``A_log`` and ``D`` never decay."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: NotNegative = 0.01
+    gradient_clip: Annotated[float, Field(gt=0)] | None = 1.0
+
+
+class ScheduleConfig(RecipeModel):
+    """Learning rate over the run: a warm-up, then a cosine.
+
+    ``cosine`` warms up linearly over ``warmup_steps`` and falls to ``final_fraction`` of the
+    peak. ``one_cycle`` rises by a cosine over ``warmup_fraction`` of the run from 1/25 of the
+    peak, and falls likewise.
+    """
+
+    name: Literal["cosine", "one_cycle", "constant"] = "cosine"
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    warmup_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+class LoopConfig(RecipeModel):
+    """Length of the run, batches, and what happens every so often.
+
+    Exactly one of ``epochs`` and ``steps``. ``validate_every`` counts epochs when the run is
+    given in epochs, else optimiser steps, and so does ``checkpoint_every``. With ``ema_decay``
+    the averaged weights are validated and served.
+    """
+
+    batch_size: Positive = 64
+    epochs: Positive | None = None
+    steps: Positive | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    log_every: Positive = 20
+    validate_every: Positive = 1
+    checkpoint_every: Positive = 1
+    best_metric: Literal["total", "flow", "gripper", "action_mae", "action_mse"] = "action_mae"
+    sampling_steps: Positive | None = None
+
+    @model_validator(mode="after")
+    def _one_length(self) -> LoopConfig:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(
+                f"give exactly one of epochs and steps, got epochs={self.epochs}, "
+                f"steps={self.steps} (null clears one)"
+            )
+        return self
+
+
+class Recipe(RecipeModel):
+    """One training run. ``policy`` holds the family's own architecture config."""
+
+    name: str
+    description: str = ""
+    family: str
+    policy: dict[str, Any] = {}
+    language: LanguageConfig = LanguageConfig()
+    contract: ContractConfig = ContractConfig()
+    data: DataConfig = DataConfig()
+    objective: FlowMatchingConfig = FlowMatchingConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    training: LoopConfig

@@ -1,0 +1,11 @@
+"""Errors of training; each has a code, as all named errors have."""
+
+from __future__ import annotations
+
+from reflexarc.contract.errors import ReflexarcError
+
+
+class TrainingDivergedError(ReflexarcError):
+    """A loss or gradient that is not finite; the step is named and nothing was overwritten."""
+
+    code = "training_diverged"

@@ -1,0 +1,130 @@
+"""What a run will cost, before it starts: steps, parameters, memory, disk."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reflexarc.contract.errors import ConfigError
+from reflexarc.training.features import embed_episode, find_features
+from reflexarc.training.optimization import trained_parameters
+from reflexarc.training.preparation import Preparation
+from reflexarc.training.samples import BatchOrder, BatchSource, build_samples
+
+_FLOAT = 4
+_PROBE_FRAMES = 2
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Sizes in bytes, counts otherwise.
+
+    Attributes:
+        memory: weights, gradients, moments, averages and the activations of one batch.
+        checkpoint: the newest checkpoint, with its training state.
+        features: frame features on disk; ``features_cached`` when they are there already.
+        disk_needed: two checkpoints while the newest is written, the best, and the features.
+        disk_free: on the file system of the run's folder.
+    """
+
+    train_samples: int
+    held_out_samples: int
+    batch_size: int
+    steps_per_epoch: int
+    total_steps: int
+    trained_parameters: int
+    frozen_parameters: int
+    memory: int
+    checkpoint: int
+    features: int
+    features_cached: bool
+    disk_needed: int
+    disk_free: int
+
+
+def estimate(preparation: Preparation, output: Path, feature_cache: Path) -> Estimate:
+    """Measure on two real frames and one small batch; writes nothing."""
+    recipe = preparation.recipe
+    policy = preparation.policy
+    trained = sum(p.numel() for p in trained_parameters(policy).values())
+    everything = sum(p.numel() for p in policy.parameters())
+    train = sum(len(episode.image_steps) for episode in preparation.train_episodes)
+    held_out = sum(len(episode.image_steps) for episode in preparation.held_out_episodes)
+    order = BatchOrder(train, recipe.training.batch_size, recipe.training.seed)
+    frame_bytes, activation_bytes = _probe(preparation)
+    cached = find_features(feature_cache, preparation.feature_key)
+    averages = trained if recipe.training.ema_decay is not None else 0
+    checkpoint = _FLOAT * (trained * 4 + averages)  # served and raw weights, two moments
+    features = frame_bytes * (train + held_out)
+    return Estimate(
+        train_samples=train,
+        held_out_samples=held_out,
+        batch_size=order.batch_size,
+        steps_per_epoch=order.steps_per_epoch,
+        total_steps=recipe.training.steps or (recipe.training.epochs or 0) * order.steps_per_epoch,
+        trained_parameters=trained,
+        frozen_parameters=everything - trained,
+        memory=_FLOAT * (everything + 3 * trained + averages) + activation_bytes * order.batch_size,
+        checkpoint=checkpoint,
+        features=features,
+        features_cached=cached is not None,
+        disk_needed=2 * checkpoint + _FLOAT * trained + (0 if cached else features),
+        disk_free=shutil.disk_usage(_existing_parent(output)).free,
+    )
+
+
+def check_disk(found: Estimate, output: Path) -> None:
+    """Raise ConfigError when the run would not fit on the disk."""
+    if found.disk_needed > found.disk_free:
+        raise ConfigError(
+            f"the run needs {found.disk_needed / 2**20:.0f} MiB on disk, "
+            f"{_existing_parent(output)} has {found.disk_free / 2**20:.0f} MiB free; "
+            "name another --output or --feature-cache",
+            field="output",
+        )
+
+
+def _probe(preparation: Preparation) -> tuple[int, int]:
+    """Bytes of features a frame, and of activations a sample, kept for the backward pass."""
+    episode = preparation.train_episodes[0]
+    count = min(_PROBE_FRAMES, len(episode.image_steps))
+    preparation.policy.eval()
+    rows = embed_episode(preparation.policy, episode, np.arange(count))
+    arrays = {name: values.numpy().astype(np.float16) for name, values in rows.items()}
+    frame_bytes = sum(array.nbytes for array in arrays.values()) // count
+    samples = build_samples([episode], [0], preparation.task_rows, preparation.processor)
+    batch = BatchSource(samples, arrays, preparation.task).batch(torch.arange(count))
+
+    kept: dict[int, int] = {}  # a storage that several nodes keep is counted once
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    policy, objective = preparation.policy, preparation.objective
+    draws = objective.draw(batch, torch.Generator().manual_seed(0))
+    weights = {p.untyped_storage().data_ptr() for p in policy.parameters()}
+    policy.train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        losses = objective(
+            policy,
+            batch.to(policy.device),
+            {name: values.to(policy.device) for name, values in draws.items()},
+        )
+    policy.eval()
+    activations = sum(size for pointer, size in kept.items() if pointer not in weights)
+    del losses
+    return frame_bytes, activations // count
+
+
+def _existing_parent(path: Path) -> Path:
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path

@@ -1,0 +1,1 @@
+"""The objectives that recipes name."""

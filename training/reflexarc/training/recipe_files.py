@@ -1,0 +1,197 @@
+"""Recipes as YAML: packaged by name or given by path, with overrides, and errors that help."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from reflexarc.contract.errors import ConfigError
+from reflexarc.policy.registry import FAMILIES, policy_class
+from reflexarc.training.config import Recipe
+
+
+def packaged_recipes() -> list[str]:
+    """Names of the recipes that ship with the package, sorted."""
+    folder = resources.files("reflexarc.training") / "recipes"
+    return sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".yaml")
+    )
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a packaged recipe or a YAML file, apply ``key.path=value`` overrides, validate.
+
+    Raises:
+        ConfigError: no such recipe (nearest names), a key that does not exist (dotted path and
+            nearest neighbour), or a value out of range (path and value).
+    """
+    values = _read_yaml(name_or_path)
+    for override in overrides:
+        _apply_override(values, override)
+    return parse_recipe(values)
+
+
+def parse_recipe(values: Mapping[str, Any]) -> Recipe:
+    """Validate a recipe's values; see :func:`load_recipe` for the errors."""
+    _refuse_unknown_keys(values, Recipe, "")
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        raise _config_error(error, "") from error
+    return recipe.model_copy(update={"policy": _complete_policy(recipe)})
+
+
+def recipe_to_yaml(recipe: Recipe) -> str:
+    """The whole resolved recipe; :func:`load_recipe` reads it back to an equal one."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def recipe_differences(first: Recipe, second: Recipe) -> list[str]:
+    """Dotted keys whose values differ, each with both values."""
+    one, two = (_flatten(recipe.model_dump(mode="json"), "") for recipe in (first, second))
+    return [
+        f"{key}: {one.get(key)!r} -> {two.get(key)!r}"
+        for key in sorted(one.keys() | two.keys())
+        if one.get(key) != two.get(key)
+    ]
+
+
+def _flatten(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _read_yaml(name_or_path: str) -> dict[str, Any]:
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        if not path.is_file():
+            raise ConfigError(f"there is no recipe file {path}", field="recipe")
+        text = path.read_text(encoding="utf-8")
+    else:
+        names = packaged_recipes()
+        if name_or_path not in names:
+            raise ConfigError(
+                f"there is no recipe {name_or_path!r}{_nearest(name_or_path, names)} "
+                f"Packaged recipes: {', '.join(names)}; or give a path to a YAML file.",
+                field="recipe",
+            )
+        packaged = resources.files("reflexarc.training") / "recipes" / f"{name_or_path}.yaml"
+        text = packaged.read_text(encoding="utf-8")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name_or_path} is not valid YAML: {error}", field="recipe") from error
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{name_or_path} must hold a map of keys, got {type(values).__name__}", field="recipe"
+        )
+    return values
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override!r} must be key=value, such as training.seed=1")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"--set {key}: {text!r} is not a YAML value: {error}", field=key
+        ) from error
+    *parents, leaf = key.split(".")
+    target = values
+    for depth, parent in enumerate(parents):
+        target = target.setdefault(parent, {})
+        if not isinstance(target, dict):
+            path = ".".join(parents[: depth + 1])
+            raise ConfigError(f"--set {key}: {path} holds a value, not keys", field=key)
+    target[leaf] = value
+
+
+def _complete_policy(recipe: Recipe) -> dict[str, Any]:
+    """The family's config with every default filled in, as plain values."""
+    config_class = _family_config(recipe.family)
+    _refuse_unknown_keys(recipe.policy, config_class, "policy.")
+    try:
+        config = config_class.model_validate(recipe.policy)
+    except ValidationError as error:
+        raise _config_error(error, "policy.") from error
+    return config.model_dump(mode="json")
+
+
+def _family_config(family: str) -> type[BaseModel]:
+    if family not in FAMILIES:
+        raise ConfigError(
+            f"family: {family!r} is unknown{_nearest(family, FAMILIES)} "
+            f"Known families: {', '.join(sorted(FAMILIES))}.",
+            field="family",
+        )
+    return policy_class(family).config_class
+
+
+def _refuse_unknown_keys(values: object, model: type[BaseModel], prefix: str) -> None:
+    """Raise ConfigError for the first key that ``model`` or a model inside it does not have."""
+    if not isinstance(values, Mapping):
+        return  # a wrong type is pydantic's to report
+    for key, value in values.items():
+        if key not in model.model_fields:
+            path = f"{prefix}{key}"
+            elsewhere = [known for known in _all_keys(Recipe, "") if known.endswith(f".{key}")]
+            here = [f"{prefix}{known}" for known in model.model_fields]
+            raise ConfigError(
+                f"unknown recipe key {path!r}{_nearest(path, here, elsewhere)} "
+                f"Known keys{' of ' + prefix[:-1] if prefix else ''}: "
+                f"{', '.join(model.model_fields)}.",
+                field=path,
+            )
+        inner = _model_of(model, key)
+        if inner is not None:
+            _refuse_unknown_keys(value, inner, f"{prefix}{key}.")
+
+
+def _model_of(model: type[BaseModel], key: str) -> type[BaseModel] | None:
+    annotation = model.model_fields[key].annotation
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return None
+
+
+def _all_keys(model: type[BaseModel], prefix: str) -> list[str]:
+    """Dotted paths of every key of a model and of the models inside it."""
+    keys = []
+    for key in model.model_fields:
+        keys.append(f"{prefix}{key}")
+        inner = _model_of(model, key)
+        if inner is not None:
+            keys.extend(_all_keys(inner, f"{prefix}{key}."))
+    return keys
+
+
+def _nearest(name: str, known: Iterable[str], preferred: Sequence[str] = ()) -> str:
+    """``; did you mean ...?`` with the closest names, or a full stop where none is close."""
+    matches = [*preferred, *difflib.get_close_matches(name, list(known), n=2, cutoff=0.6)][:3]
+    return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else "."
+
+
+def _config_error(error: ValidationError, prefix: str) -> ConfigError:
+    details = []
+    first = ""
+    for item in error.errors():
+        path = prefix + ".".join(str(part) for part in item["loc"])
+        first = first or path
+        came = "" if item["type"] == "missing" else f" (got {item['input']!r})"
+        details.append(f"{path.rstrip('.')}: {item['msg']}{came}")
+    return ConfigError("the recipe is wrong: " + "; ".join(details), field=first)

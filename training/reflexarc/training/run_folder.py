@@ -1,0 +1,101 @@
+"""The folder of one training run: recipe, metrics, checkpoints, and the pointers to them.
+
+recipe.yaml            the whole resolved recipe
+metrics.jsonl          one line a log interval and a validation
+checkpoints/step_…/    checkpoints; only the newest holds ``training_state/``
+last, best             one line each: the path of a checkpoint, relative to the run's folder
+summary.json           written when the run is complete
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from reflexarc.contract.errors import ConfigError
+
+TRAINING_STATE = "training_state"
+_POINTERS = ("last", "best")
+
+
+class RunFolder:
+    """Paths and atomic writes inside one run's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / "recipe.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.summary = path / "summary.json"
+        self.checkpoints = path / "checkpoints"
+
+    def has_run(self) -> bool:
+        """Whether a training run has begun here."""
+        return self.recipe.is_file() or (self.path / "last").is_file()
+
+    def clear(self) -> None:
+        """Remove what a training run wrote here, and nothing else."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        for path in (self.recipe, self.metrics, self.summary, *map(self._pointer, _POINTERS)):
+            path.unlink(missing_ok=True)
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step_{step:08d}"
+
+    def pointed(self, name: str) -> Path | None:
+        """The checkpoint that ``last`` or ``best`` names; None before the first.
+
+        Raises ConfigError when the pointer names a folder that is not there.
+        """
+        pointer = self._pointer(name)
+        if not pointer.is_file():
+            return None
+        target = self.path / pointer.read_text(encoding="utf-8").strip()
+        if not target.is_dir():
+            raise ConfigError(
+                f"{pointer} names the checkpoint {target.name}, which is not there; "
+                "start again with --fresh"
+            )
+        return target
+
+    def point(self, name: str, checkpoint: Path) -> None:
+        """Let ``last`` or ``best`` name this checkpoint."""
+        write_text(self._pointer(name), f"{checkpoint.relative_to(self.path).as_posix()}\n")
+
+    def discard_old_checkpoints(self) -> None:
+        """Keep what ``last`` and ``best`` name; training state only in ``last``."""
+        last, best = self.pointed("last"), self.pointed("best")
+        for folder in self.checkpoints.iterdir():
+            if folder not in (last, best):
+                shutil.rmtree(folder)
+            elif folder != last:
+                shutil.rmtree(folder / TRAINING_STATE, ignore_errors=True)
+
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop lines beyond ``step``, which a killed run wrote after its last checkpoint."""
+        if not self.metrics.is_file():
+            return
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (json.JSONDecodeError, KeyError, TypeError):
+                continue  # a line that a kill cut short
+        write_text(self.metrics, "".join(kept))
+
+    def _pointer(self, name: str) -> Path:
+        return self.path / name
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write under a temporary name, then rename."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

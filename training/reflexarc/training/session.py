@@ -1,0 +1,112 @@
+"""One whole training run, as ``reflexarc train`` starts it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from reflexarc.contract.errors import ConfigError
+from reflexarc.training.config import Recipe
+from reflexarc.training.estimate import Estimate, check_disk, estimate
+from reflexarc.training.features import FrameFeatures
+from reflexarc.training.outcome import Outcome, summary_of
+from reflexarc.training.preparation import Preparation, prepare
+from reflexarc.training.recipe_files import load_recipe, recipe_differences, recipe_to_yaml
+from reflexarc.training.run_folder import RunFolder, write_text
+from reflexarc.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run that is ready to start: what it needs and what it will cost."""
+
+    preparation: Preparation
+    estimate: Estimate
+    output: Path
+    feature_cache: Path
+    device: torch.device
+
+
+def plan(
+    recipe: Recipe, output: Path, *, device: torch.device, feature_cache: Path | None = None
+) -> Planned:
+    """Open the data, build the policy, and estimate the cost; writes nothing."""
+    cache = feature_cache or output.absolute().parent / "feature_cache"
+    preparation = prepare(recipe, device)
+    return Planned(preparation, estimate(preparation, output, cache), output, cache, device)
+
+
+def open_run_folder(recipe: Recipe, output: Path, *, resume: bool, fresh: bool) -> RunFolder:
+    """The run's folder, ready to train in.
+
+    Raises ConfigError when a run stands there and neither ``resume`` nor ``fresh`` is given, or
+    when the run to be resumed has another recipe (naming the keys).
+    """
+    run = RunFolder(output)
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"--output {output} is a file; name a folder", field="output")
+    if run.has_run():
+        if fresh:
+            run.clear()
+        elif not resume:
+            raise ConfigError(
+                f"{output} already holds a training run; continue it with --resume, or start "
+                "over with --fresh, which removes its checkpoints",
+                field="output",
+            )
+        elif run.recipe.is_file():
+            _refuse_other_recipe(load_recipe(str(run.recipe)), recipe, output)
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(run.recipe, recipe_to_yaml(recipe))
+    return run
+
+
+def execute(
+    planned: Planned, run: RunFolder, *, progress_bar: bool = True
+) -> tuple[Outcome, FrameFeatures]:
+    """Compute features, train, and write ``summary.json`` when the run is complete."""
+    check_disk(planned.estimate, planned.output)
+    preparation = planned.preparation
+    features = preparation.features(planned.feature_cache, progress=progress_bar)
+    train, held_out = preparation.sources(features)
+    trainer = Trainer(
+        preparation.recipe,
+        preparation.policy,
+        preparation.objective,
+        train,
+        held_out,
+        preparation.processor,
+        preparation.statistics,
+        preparation.provenance(),
+        run,
+        progress_bar=progress_bar,
+    )
+    trainer.resume()
+    outcome = trainer.train()
+    if outcome.stopped_by is None:
+        write_text(run.summary, json.dumps(summary_of(outcome), indent=2))
+    return outcome, features
+
+
+def use_threads(count: int | None) -> int:
+    """Let torch compute on ``count`` threads; None takes every core this process may use."""
+    if count is None:
+        cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+        count = len(cores) if cores else os.cpu_count() or 1
+    torch.set_num_threads(count)
+    return count
+
+
+def _refuse_other_recipe(before: Recipe, now: Recipe, output: Path) -> None:
+    # The files may have moved; that they are the same is checked by their fingerprint.
+    differences = [d for d in recipe_differences(before, now) if not d.startswith("data.paths:")]
+    if differences:
+        raise ConfigError(
+            f"{output} was trained by another recipe, so it cannot be resumed by this one: "
+            f"{'; '.join(differences[:8])}. Give the same recipe, or --fresh",
+            field=differences[0].partition(":")[0],
+        )

@@ -1,0 +1,118 @@
+"""What resuming needs beyond the checkpoint: raw weights, moments, position. No pickle.
+
+``training_state/tensors.safetensors`` and ``training_state/progress.json``. There is no state of
+a random generator or a schedule: both are functions of the seed and the step.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from reflexarc.contract.errors import CheckpointError
+from reflexarc.training.optimization import AveragedWeights, trained_parameters
+from reflexarc.training.run_folder import TRAINING_STATE
+
+_TENSORS = "tensors.safetensors"
+_PROGRESS = "progress.json"
+
+
+@dataclass
+class Progress:
+    """Where a run stands: optimiser steps done, the best validation so far, and on which data."""
+
+    dataset_fingerprint: str
+    step: int = 0
+    best_metric: float | None = None
+    best_step: int | None = None
+    seconds: float = 0.0
+
+
+def training_tensors(
+    modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, averaged: AveragedWeights | None
+) -> dict[str, Tensor]:
+    """A copy of every tensor of the state by name, on the CPU."""
+    # A parameter that no loss has reached yet has no moments; on resuming it must have them.
+    _make_moments(optimizer)
+    live = _collect(modules, optimizer, averaged)
+    return {name: value.detach().cpu().clone().contiguous() for name, value in live.items()}
+
+
+def write_training_state(checkpoint: Path, tensors: dict[str, Tensor], progress: Progress) -> None:
+    """Write ``training_state/`` into a checkpoint's folder that is still being made."""
+    folder = checkpoint / TRAINING_STATE
+    folder.mkdir()
+    save_file(tensors, folder / _TENSORS)
+    (folder / _PROGRESS).write_text(json.dumps(asdict(progress)))
+
+
+def load_training_state(
+    checkpoint: Path,
+    modules: nn.ModuleDict,
+    optimizer: torch.optim.Optimizer,
+    averaged: AveragedWeights | None,
+) -> Progress:
+    """Put everything back in place and return where the run stood.
+
+    Raises CheckpointError when the state is missing, cut short or of another model.
+    """
+    folder = checkpoint / TRAINING_STATE
+    try:
+        tensors = load_file(folder / _TENSORS)
+        progress = Progress(**json.loads((folder / _PROGRESS).read_text()))
+    except (OSError, SafetensorError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{checkpoint} cannot be resumed, its {TRAINING_STATE} is not readable: {error}"
+        ) from error
+    _make_moments(optimizer)
+    wanted = _collect(modules, optimizer, averaged)
+    if wanted.keys() != tensors.keys():
+        differing = sorted(wanted.keys() ^ tensors.keys())
+        raise CheckpointError(
+            f"{folder} belongs to another model: {len(differing)} tensors differ, first "
+            f"{differing[0]}"
+        )
+    with torch.no_grad():
+        for name, target in wanted.items():
+            if target.shape != tensors[name].shape:
+                raise CheckpointError(
+                    f"{folder}: {name} has shape {tuple(tensors[name].shape)}, the model "
+                    f"{tuple(target.shape)}"
+                )
+            target.copy_(tensors[name])
+    return progress
+
+
+def _collect(
+    modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, averaged: AveragedWeights | None
+) -> dict[str, Tensor]:
+    """Every tensor of the state by name, the live ones, so that loading copies into them."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in trained_parameters(modules).items():
+        tensors[f"weight/{name}"] = parameter.data
+        for moment, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{moment}/{name}"] = value
+    # Tensors that are not trained but move: an objective's target network.
+    for name, value in modules["objective"].state_dict().items():
+        tensors.setdefault(f"weight/objective.{name}", value)
+    for name, value in (averaged.values if averaged else {}).items():
+        tensors[f"average/{name}"] = value
+    return tensors
+
+
+def _make_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Make AdamW's state where it has none yet, as its first step would."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter not in optimizer.state:
+                optimizer.state[parameter] = {
+                    "step": torch.tensor(0.0),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
