@@ -24,6 +24,9 @@ class StateVLAConfig(PolicyConfig):
         policy_mlp_hidden: gated MLP of the head's blocks; 0 leaves it out.
         gripper_hidden: width of the gripper classifier.
         denoising_steps: Euler steps when a request names none.
+        noise_scale: factor on the noise that sampling starts from. Below 1 it trades diversity
+            for precision; at 0 the chunk is the flow's image of the origin, the same for every
+            seed. Training always sees the full noise.
     """
 
     d_model: int = Field(default=256, ge=8, multiple_of=2)
@@ -40,3 +43,4 @@ class StateVLAConfig(PolicyConfig):
     policy_mlp_hidden: int = Field(default=256, ge=0)
     gripper_hidden: int = Field(default=256, ge=1)
     denoising_steps: int = Field(default=4, ge=1, le=100)
+    noise_scale: float = Field(default=1.0, ge=0.0, le=1.0)

@@ -116,7 +116,8 @@ class StateVLA(Policy):
             raise ConfigError(f"StateVLA samples from noise (B, {self.sampling.noise_shape})")
         if prefix is not None:
             raise ConfigError("StateVLA accepts no prefix of committed actions")
-        motion = euler_sample(lambda x, t: self.velocity(context, x, t), noise, steps)
+        start = noise * self.config.noise_scale
+        motion = euler_sample(lambda x, t: self.velocity(context, x, t), start, steps)
         gripper = self.contract.action.gripper
         if gripper is None:
             return motion
