@@ -1,1 +1,135 @@
-"""``reflexarc evaluate``: being built."""
+"""``reflexarc eval libero``: measure a served policy in the LIBERO simulator."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from reflexarc.cli.extras import require
+from reflexarc.cli.groups import eval_app
+from reflexarc.contract.errors import ConfigError, NotReadyError, ServerUnavailableError
+
+if TYPE_CHECKING:
+    from reflexarc.eval.run_settings import RunSettings
+    from reflexarc.eval.summary import Summary
+
+EXIT_SERVER_UNAVAILABLE = 3
+LOG_COLUMNS = 140
+
+
+class Videos(str, Enum):
+    """Which episodes are filmed."""
+
+    all = "all"
+    failures = "failures"
+    none = "none"
+
+
+@eval_app.command("libero")
+def libero(
+    output: Annotated[
+        Path, typer.Option(help="Folder for results, summary and videos; the same one resumes.")
+    ],
+    server: Annotated[
+        str, typer.Option(help="Address that serve-policy printed.")
+    ] = "ws://127.0.0.1:8000",
+    suite: Annotated[
+        str, typer.Option(help="libero_spatial, libero_object, libero_goal, libero_10, libero_90.")
+    ] = "libero_object",
+    tasks: Annotated[str, typer.Option(help="Task indices, such as 0,9 or 0-9.")] = "0-9",
+    trials: Annotated[
+        int, typer.Option(help="Episodes a task and arm: init states 40, 41, ... of 50.")
+    ] = 10,
+    states: Annotated[
+        str | None, typer.Option(help="Init states instead of --trials, such as 40-49.")
+    ] = None,
+    replan_steps: Annotated[int, typer.Option(help="Steps executed of each chunk.", min=1)] = 8,
+    baselines: Annotated[
+        str, typer.Option(help="Arms beside the policy: replay,blank or none.")
+    ] = "replay,blank",
+    demonstrations: Annotated[
+        Path | None, typer.Option(help="HDF5 file or folder with a demonstration of each task.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling noise.", min=0)] = 0,
+    max_steps: Annotated[
+        int | None, typer.Option(help="Steps an episode may take; default: the suite's.", min=1)
+    ] = None,
+    videos: Annotated[Videos, typer.Option(help="Which episodes to film.")] = Videos.failures,
+    workers: Annotated[
+        int, typer.Option(help="Simulator processes, 2 GB each; tasks are spread.", min=1, max=16)
+    ] = 1,
+    retry_for: Annotated[
+        float, typer.Option(help="Seconds to wait for a server that does not answer.", min=0)
+    ] = 60.0,
+) -> None:
+    """Success rates beside blind replay and blanked images, on the same initial states.
+
+    Exits with 3 when the server does not answer; the same command then resumes.
+    """
+    require("reflexarc eval libero", "sim", "libero", "mujoco", "h5py", "scipy", "tqdm", "av")
+    from reflexarc.eval.run_settings import default_states, parse_baselines, parse_indices
+
+    settings = _settings(
+        server=server,
+        suite=suite,
+        tasks=parse_indices(tasks, "--tasks"),
+        states=parse_indices(states, "--states") if states else default_states(trials),
+        baselines=parse_baselines(baselines),
+        demonstrations=demonstrations,
+        output=output,
+        seed=seed,
+        replan_steps=replan_steps,
+        max_steps=max_steps,
+        videos=videos.value,
+        workers=workers,
+        retry_for=retry_for,
+    )
+    _print_summary(_run(settings), output)
+
+
+def _settings(**values: Any) -> RunSettings:
+    from pydantic import ValidationError
+
+    from reflexarc.eval.run_settings import RunSettings
+
+    try:
+        return RunSettings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        raise ConfigError(
+            f"--{name.replace('_', '-')} {values[name]!r}: {first['msg']}", field=name
+        ) from error
+
+
+def _run(settings: RunSettings) -> Summary:
+    from reflexarc.eval.run import evaluate
+
+    try:
+        return evaluate(settings)
+    except (ServerUnavailableError, NotReadyError) as error:
+        typer.secho(f"error [{error.code}]: {error.message}", fg=typer.colors.RED, err=True)
+        typer.echo(
+            f"Finished episodes are kept in {settings.output / 'results.jsonl'}. Start the "
+            f"server (serve-policy --ckpt ...) at {settings.server}, then run the same command: "
+            "it resumes.",
+            err=True,
+        )
+        raise typer.Exit(EXIT_SERVER_UNAVAILABLE) from error
+
+
+def _print_summary(summary: Summary, output: Path) -> None:
+    from rich.console import Console
+
+    from reflexarc.eval.report_table import rich_table
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = LOG_COLUMNS  # a log file has no edge
+    console.print(rich_table(summary))
+    typer.echo(f"Results: {output / 'results.jsonl'}, {output / 'summary.md'}")
+    if any((output / "videos").glob("*.mp4")):
+        typer.echo(f"Videos:  {output / 'videos'}")

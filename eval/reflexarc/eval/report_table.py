@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from reflexarc.eval.results import Arm
 from reflexarc.eval.summary import DifferenceSummary, GroupSummary, Summary
@@ -15,13 +17,23 @@ _ARM_TITLES: dict[Arm, str] = {
 
 
 def rich_table(summary: Summary) -> Table:
-    """The summary as a table; the total stands last, under a rule."""
+    """The summary as a table that fits 80 columns; the total stands last, under a rule."""
     headers, rows = table_rows(summary)
-    table = Table(title=_title(summary), caption=_caption(summary), caption_justify="left")
-    for index, header in enumerate(headers):
-        table.add_column(header, justify="left" if index == 0 else "right", overflow="fold")
+    table = Table(
+        title=_title(summary),
+        caption=_caption(summary),
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 0, 0, 1),
+        pad_edge=False,
+    )
+    table.add_column(headers[0], overflow="fold")
+    for header in headers[1:]:
+        # The interval goes under its estimate, to keep columns narrow.
+        table.add_column(header.replace(" ", "\n"), justify="right", no_wrap=True)
     for index, row in enumerate(rows):
-        table.add_row(*row, end_section=index == len(rows) - 2)
+        cells = [Text(row[0]), *(Text(cell.replace(" [", "\n[")) for cell in row[1:])]
+        table.add_row(*cells, end_section=index == len(rows) - 2)
     return table
 
 
@@ -48,7 +60,7 @@ def table_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
     headers = [
         "task",
         *(_ARM_TITLES[arm] for arm in arms),
-        *(f"policy - {_ARM_TITLES[arm]}" for arm in baselines),
+        *(f"over {arm}" for arm in baselines),
         "mean steps",
         "median latency",
     ]
@@ -73,7 +85,7 @@ def _rate(group: GroupSummary, arm: Arm) -> str:
     if found is None:
         return "-"
     low, high = 100 * found.low, 100 * found.high
-    return f"{found.successes}/{found.trials} [{low:.0f}, {high:.0f}] %"
+    return f"{found.successes}/{found.trials} [{low:.0f}, {high:.0f}]"
 
 
 def _difference(found: DifferenceSummary | None) -> str:
@@ -96,8 +108,8 @@ def _caption(summary: Summary) -> str:
         for arm, found in (summary.total.differences.items() if summary.total else ())
     ]
     parts = [
-        "Successes with 95 % Wilson intervals; differences in points over the same states with "
-        "95 % Newcombe intervals (method 10, paired)",
+        "Successes, with 95 % Wilson intervals in %; the policy's lead over a baseline on the "
+        "same states in percentage points, with 95 % Newcombe intervals (method 10, paired)",
         *p_values,
         f"steps and latency are the policy's; replan every {identity.replan_steps} steps, at most "
         f"{identity.max_steps}; seed {identity.seed}; checkpoint {checkpoint}",
