@@ -71,7 +71,6 @@ def unpack(frame: bytes | bytearray | memoryview, *, max_bytes: int = MAX_FRAME_
             frame,
             object_hook=_from_map,
             strict_map_key=True,
-            max_buffer_size=max_bytes,
             max_array_len=MAX_CONTAINER_LENGTH,
             max_map_len=MAX_CONTAINER_LENGTH,
             max_ext_len=0,
