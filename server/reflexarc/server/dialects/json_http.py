@@ -1,0 +1,108 @@
+"""Observations as JSON for ``POST /v1/actions``, and chunks as JSON back.
+
+Images: ``{"format": "jpeg" | "png", "data": base64}`` or, in json-numpy's form,
+``{"__numpy__": base64, "dtype", "shape"}``. The state is a list of numbers or json-numpy. Actions
+come back as lists: a float32 printed as JSON reads back as the same float32.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from reflexarc.contract import ActionChunk, EncodedImage, Observation
+from reflexarc.contract.codec import MAX_CONTAINER_LENGTH, array_from_bytes
+from reflexarc.contract.errors import CodecError, FrameTooLargeError
+
+# A list of small numbers takes four times its JSON text once parsed: cap lower than for msgpack.
+MAX_JSON_BYTES = 16 * 1024 * 1024
+
+
+def parse(body: bytes) -> object:
+    """The body's JSON value. Raises FrameTooLargeError or CodecError."""
+    if len(body) > MAX_JSON_BYTES:
+        raise FrameTooLargeError(
+            f"JSON of {len(body)} bytes is above the cap of {MAX_JSON_BYTES}; send msgpack"
+        )
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        reason = str(error)[:200] or type(error).__name__
+        raise CodecError(f"the body is not JSON: {reason}") from error
+
+
+def observation_from_json(value: object) -> Observation:
+    """Build an Observation; raises CodecError naming the field that has the wrong form."""
+    if not isinstance(value, Mapping):
+        raise CodecError(f"an observation must be a JSON object, got {type(value).__name__}")
+    fields: dict[str, Any] = dict(value)
+    images = fields.get("images")
+    if isinstance(images, Mapping):
+        fields["images"] = {name: _image(name, image) for name, image in images.items()}
+    if "state" in fields:
+        fields["state"] = _state(fields["state"])
+    return Observation.from_wire(fields)
+
+
+def chunk_to_json(chunk: ActionChunk) -> dict[str, Any]:
+    """The chunk's wire map with actions as lists."""
+    return {**chunk.to_wire(), "actions": chunk.actions.tolist()}
+
+
+def dump(value: object) -> bytes:
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _image(name: str, value: object) -> EncodedImage | np.ndarray[Any, Any]:
+    field = f"images.{name[:64]}"
+    if isinstance(value, Mapping) and "__numpy__" in value:
+        return _json_numpy(field, value)
+    if not isinstance(value, Mapping) or not {"format", "data"} <= set(value):
+        raise CodecError(
+            f"{field}: expected {{'format': 'jpeg' or 'png', 'data': base64}} or "
+            "{'__numpy__': base64, 'dtype', 'shape'}",
+            field=field,
+        )
+    if value["format"] not in ("jpeg", "png"):
+        came = str(value["format"])[:40]
+        raise CodecError(f"{field}: format {came!r} is not jpeg or png", field=field)
+    return EncodedImage(value["format"], _base64(field, value["data"]))
+
+
+def _state(value: object) -> np.ndarray[Any, Any]:
+    if isinstance(value, Mapping) and "__numpy__" in value:
+        return _json_numpy("state", value)
+    if not isinstance(value, list) or len(value) > MAX_CONTAINER_LENGTH:
+        raise CodecError(
+            f"state: expected a list of numbers, got {type(value).__name__}", field="state"
+        )
+    if not all(isinstance(item, int | float) and not isinstance(item, bool) for item in value):
+        raise CodecError("state: expected a flat list of numbers", field="state")
+    try:
+        return np.array(value, dtype=np.float64)
+    except OverflowError as error:
+        raise CodecError("state: a number does not fit into float64", field="state") from error
+
+
+def _json_numpy(field: str, value: Mapping[str, Any]) -> np.ndarray[Any, Any]:
+    data = _base64(field, value["__numpy__"])
+    try:
+        return array_from_bytes(data, value.get("dtype"), value.get("shape"))
+    except CodecError as error:
+        raise CodecError(f"{field}: {error.message}", field=field) from error
+
+
+def _base64(field: str, text: object) -> bytes:
+    if not isinstance(text, str):
+        raise CodecError(
+            f"{field}: data must be base64 text, got {type(text).__name__}", field=field
+        )
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise CodecError(f"{field}: the data is not base64: {error}", field=field) from error

@@ -1,0 +1,173 @@
+"""HTTP: actions for robots without websockets, the contract, and what an orchestrator asks."""
+
+from __future__ import annotations
+
+import logging
+import time
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+
+from reflexarc.contract import ReflexarcError, pack
+from reflexarc.contract.codec import MAX_FRAME_BYTES
+from reflexarc.contract.errors import (
+    CodecError,
+    ContractViolationError,
+    FrameTooLargeError,
+    NotReadyError,
+    UnknownInstructionError,
+)
+from reflexarc.server.dialects import json_http, native
+from reflexarc.server.inference import Inference, handshake, infer_one, internal_error
+from reflexarc.server.origin import origin_is_foreign
+from reflexarc.server.service import Phase, PolicyService
+
+logger = logging.getLogger(__name__)
+MSGPACK_TYPES = ("application/msgpack", "application/x-msgpack", "application/vnd.msgpack")
+# What is sent beyond the cap is read and dropped up to here, so that the sender reads the 413
+# instead of a reset connection.
+_DISCARD_BYTES = 4 * MAX_FRAME_BYTES
+
+_ACTIONS_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["images", "state"],
+                    "properties": {
+                        "images": {"type": "object", "additionalProperties": {"type": "object"}},
+                        "state": {"type": "array", "items": {"type": "number"}},
+                        "instruction": {"type": "string"},
+                        "seed": {"type": "integer"},
+                        "request_id": {"type": "string"},
+                        "session_id": {"type": "string"},
+                        "step_index": {"type": "integer"},
+                        "denoising_steps": {"type": "integer"},
+                    },
+                },
+            },
+            MSGPACK_TYPES[0]: {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
+
+
+def http_routes(service: PolicyService) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/v1/actions", openapi_extra=_ACTIONS_BODY)
+    async def actions(request: Request) -> Response:
+        """An action chunk for an observation; the reply has the request's form.
+
+        Images in JSON: {"format": "jpeg" | "png", "data": base64} or json-numpy's
+        {"__numpy__": base64, "dtype", "shape"}.
+        """
+        return await _actions(request, service)
+
+    @router.get("/v1/contract")
+    async def contract() -> Response:
+        """What the policy expects and returns, and how it samples."""
+        try:
+            return JSONResponse(handshake(service.inference))
+        except ReflexarcError as error:
+            return _error_response(error, as_msgpack=False)
+
+    @router.get("/livez")
+    async def livez() -> Response:
+        """200 while the process answers."""
+        return JSONResponse({"status": "alive"})
+
+    @router.get("/readyz")
+    async def readyz() -> Response:
+        """200 when observations are answered, 503 before and after."""
+        ready = service.phase is Phase.READY
+        return JSONResponse({"phase": service.phase.value}, status_code=200 if ready else 503)
+
+    @router.get("/healthz")
+    async def healthz() -> Response:
+        """The health check of openpi's server."""
+        return PlainTextResponse("OK\n")
+
+    return router
+
+
+def status_of(error: ReflexarcError) -> int:
+    if isinstance(error, FrameTooLargeError):
+        return 413
+    if isinstance(error, CodecError | ContractViolationError | UnknownInstructionError):
+        return 422
+    return 503 if isinstance(error, NotReadyError) else 500
+
+
+async def _actions(request: Request, service: PolicyService) -> Response:
+    received = time.perf_counter()
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    as_msgpack = content_type in MSGPACK_TYPES
+    try:
+        server = request.scope.get("server")
+        if origin_is_foreign(request.headers, server[0] if server else None):
+            logger.warning("refused a request from the web page %s", request.headers["origin"])
+            return PlainTextResponse("requests from other web pages are refused\n", 403)
+        inference = service.inference
+        body = await _read_body(request)
+        answer = _answer_msgpack if as_msgpack else _answer_json
+        with service.request():
+            return await service.run(partial(answer, inference, body, received))
+    except ReflexarcError as error:
+        return _error_response(error, as_msgpack=as_msgpack)
+
+
+async def _read_body(request: Request) -> bytes:
+    """The whole body; raises FrameTooLargeError above the cap."""
+    chunks, total = [], 0
+    async for chunk in request.stream():
+        total += len(chunk)
+        if total <= MAX_FRAME_BYTES:
+            chunks.append(chunk)
+        else:
+            chunks.clear()
+        if total > _DISCARD_BYTES:
+            break
+    if total > MAX_FRAME_BYTES:
+        raise FrameTooLargeError(f"the body is above the cap of {MAX_FRAME_BYTES} bytes")
+    return b"".join(chunks)
+
+
+def _answer_msgpack(inference: Inference, body: bytes, received: float) -> Response:
+    reply, error = native.answer(inference, body, received)
+    status = 200 if error is None else status_of(error)
+    return Response(reply, status, media_type=MSGPACK_TYPES[0])
+
+
+def _answer_json(inference: Inference, body: bytes, received: float) -> Response:
+    queue_ms = (time.perf_counter() - received) * 1000
+    request_id = None
+    try:
+        value = json_http.parse(body)
+        request_id = native.request_id_of(value)
+        chunk = infer_one(inference, json_http.observation_from_json(value))
+        reply = json_http.chunk_to_json(chunk)
+        reply["timing"] = {"queue_ms": queue_ms, **chunk.timing}
+        return Response(json_http.dump(reply), media_type="application/json")
+    except ReflexarcError as error:
+        return _error_response(error, as_msgpack=False, request_id=request_id)
+    except Exception:
+        failure = internal_error("the server failed on a request")
+        return _error_response(failure, as_msgpack=False, request_id=request_id)
+
+
+def _error_response(
+    error: ReflexarcError, *, as_msgpack: bool, request_id: str | None = None
+) -> Response:
+    logger.warning("HTTP %d: [%s] %s", status_of(error), error.code, error.message)
+    content = native.error_map(error, request_id)
+    headers = {"Retry-After": "1"} if isinstance(error, NotReadyError) else None
+    if as_msgpack:
+        return Response(pack(content), status_of(error), headers, media_type=MSGPACK_TYPES[0])
+    return Response(
+        json_http.dump(content), status_of(error), headers, media_type="application/json"
+    )

@@ -1,0 +1,127 @@
+"""One observation through a policy: decode images, check the contract, infer, check the chunk.
+
+Everything here is synchronous and runs in the worker thread, never on the event loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from reflexarc.contract import (
+    PROTOCOL_VERSION,
+    ActionChunk,
+    EncodedImage,
+    Observation,
+    PolicyContract,
+    ReflexarcError,
+    check_observation,
+)
+from reflexarc.contract.errors import CodecError, InferenceError
+from reflexarc.contract.images import decode_image
+
+logger = logging.getLogger(__name__)
+
+# A seed that the server draws survives JSON readers that keep numbers as doubles.
+_SEED_BITS = 53
+
+
+class Inference(Protocol):
+    """What the server needs of a policy."""
+
+    @property
+    def contract(self) -> PolicyContract: ...
+
+    @property
+    def sampling(self) -> Mapping[str, Any]:
+        """How actions are sampled, for the first frame: plain numbers, lists and strings."""
+        ...
+
+    def infer(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        """One chunk an observation. Observations were checked; each has its seed."""
+        ...
+
+
+def handshake(inference: Inference) -> dict[str, Any]:
+    """The map that a client of our own protocol reads first."""
+    return {
+        "protocol": "reflexarc",
+        "protocol_version": PROTOCOL_VERSION,
+        "contract": inference.contract.model_dump(mode="json"),
+        "sampling": dict(inference.sampling),
+    }
+
+
+def infer_one(inference: Inference, observation: Observation) -> ActionChunk:
+    """The chunk for one observation, with ``decode_ms`` and ``infer_ms`` in its timing.
+
+    Raises:
+        CodecError: an image that cannot be decoded.
+        ContractViolationError: the observation differs from the contract.
+        InferenceError: the policy raised, or its chunk is not executable; details are logged
+            under the error id that the message names.
+    """
+    started = time.perf_counter()
+    observation = replace(observation, images=_decode_images(inference.contract, observation))
+    check_observation(inference.contract, observation)
+    if observation.seed is None:
+        observation = replace(observation, seed=secrets.randbits(_SEED_BITS))
+    decoded = time.perf_counter()
+    chunk = _guarded(inference, observation)
+    finished = time.perf_counter()
+    return replace(
+        chunk,
+        request_id=observation.request_id,
+        session_id=observation.session_id,
+        timing={
+            **chunk.timing,
+            "decode_ms": (decoded - started) * 1000,
+            "infer_ms": (finished - decoded) * 1000,
+        },
+    )
+
+
+def internal_error(what: str) -> InferenceError:
+    """Log the exception being handled under a fresh id, and name that id to the client."""
+    error_id = secrets.token_hex(4)
+    logger.exception("%s [error id %s]", what, error_id)
+    return InferenceError(f"{what}; the server's log has the details under error id {error_id}")
+
+
+def _decode_images(contract: PolicyContract, observation: Observation) -> dict[str, Any]:
+    """Decode the contract's cameras only: a frame may hold thousands of others, each small
+    on the wire and large in memory. The contract check then refuses those by name."""
+    images: dict[str, Any] = dict(observation.images)
+    for name in contract.camera_names:
+        encoded = images.get(name)
+        if isinstance(encoded, EncodedImage):
+            try:
+                images[name] = decode_image(encoded)
+            except CodecError as error:
+                field = f"images.{name}"
+                raise CodecError(f"{field}: {error.message}", field=field) from error
+    return images
+
+
+def _guarded(inference: Inference, observation: Observation) -> ActionChunk:
+    try:
+        (chunk,) = inference.infer([observation])
+    except ReflexarcError:
+        raise
+    except Exception:
+        raise internal_error("the policy failed on a valid observation") from None
+    action = inference.contract.action
+    expected = (action.horizon, action.dimension)
+    if chunk.actions.shape != expected or not np.isfinite(chunk.actions).all():
+        logger.error("refused chunk %s: %s", chunk.actions.shape, chunk.actions)
+        raise InferenceError(
+            f"the policy gave a chunk of shape {chunk.actions.shape} for {expected}, "
+            "or one that is not finite; it was not sent"
+        )
+    return chunk

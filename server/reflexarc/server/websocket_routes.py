@@ -1,0 +1,118 @@
+"""The two websockets: ``/v1/policy`` for our own clients and ``/`` for openpi's.
+
+A connection is strict request and reply. It lives on after an error; only a frame above the cap
+(close code 1009), a refused policy (1008) or the server's end (1011, 1012) closes it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, WebSocket, WebSocketDisconnect
+
+from reflexarc.contract import ReflexarcError, pack
+from reflexarc.contract.errors import CodecError, NotReadyError
+from reflexarc.server.dialects import native, openpi
+from reflexarc.server.inference import Inference, handshake
+from reflexarc.server.origin import origin_is_foreign
+from reflexarc.server.service import PolicyService
+
+logger = logging.getLogger(__name__)
+_CLOSE_REASON_BYTES = 123  # RFC 6455: a control frame holds 125 bytes, two of them the code
+
+
+def websocket_routes(service: PolicyService) -> APIRouter:
+    router = APIRouter()
+
+    @router.websocket("/v1/policy")
+    async def policy(socket: WebSocket) -> None:
+        await _session(socket, service, _native_session)
+
+    @router.websocket("/")
+    async def openpi_policy(socket: WebSocket) -> None:
+        await _session(socket, service, _openpi_session)
+
+    return router
+
+
+async def _session(socket: WebSocket, service: PolicyService, converse: Any) -> None:
+    server = socket.scope.get("server")
+    if origin_is_foreign(socket.headers, server[0] if server else None):
+        logger.warning("refused a websocket from the web page %s", socket.headers["origin"])
+        await socket.close(1008)  # before accept: the upgrade is answered with 403
+        return
+    # Accepted at once, also while the policy loads: clients wait for the first frame for long,
+    # but give up on a refused connection.
+    await socket.accept()
+    try:
+        inference = await service.wait_until_loaded()
+        await converse(socket, service, inference)
+    except NotReadyError as error:
+        await _close(socket, 1011, error.message)
+    except WebSocketDisconnect:
+        pass
+
+
+async def _native_session(socket: WebSocket, service: PolicyService, inference: Inference) -> None:
+    await socket.send_bytes(pack(handshake(inference)))
+    while True:
+        frame = await _receive(socket)
+        received = time.perf_counter()
+        try:
+            if frame is None:
+                raise CodecError("a text frame came; send observations as binary msgpack frames")
+            with service.request():
+                reply, error = await service.run(partial(native.answer, inference, frame, received))
+                await socket.send_bytes(reply)
+        except ReflexarcError as refused:
+            error = refused
+            await socket.send_bytes(pack(native.error_map(refused)))
+        if error is not None:
+            logger.warning("%s: [%s] %s", socket.client, error.code, error.message)
+
+
+async def _openpi_session(socket: WebSocket, service: PolicyService, inference: Inference) -> None:
+    refusal = openpi.refusal(inference.contract)
+    if refusal is not None:
+        logger.warning("refused an openpi client: %s", refusal)
+        await _close(socket, 1008, refusal)
+        return
+    await socket.send_bytes(openpi.metadata_frame(inference))
+    prev_total_ms: float | None = None
+    while True:
+        frame = await _receive(socket)
+        received = time.perf_counter()
+        try:
+            if frame is None:
+                raise CodecError("a text frame came; send requests as binary msgpack frames")
+            with service.request():
+                reply, text = await service.run(
+                    partial(openpi.answer, inference, frame, prev_total_ms)
+                )
+                await (socket.send_text(text) if reply is None else socket.send_bytes(reply))
+        except ReflexarcError as error:
+            text = openpi.error_text(error)
+            await socket.send_text(text)
+        if text:
+            logger.warning("%s: %s", socket.client, text)
+        prev_total_ms = (time.perf_counter() - received) * 1000
+
+
+async def _receive(socket: WebSocket) -> bytes | None:
+    """The next binary frame; None for a text frame. Raises WebSocketDisconnect."""
+    message = await socket.receive()
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(message.get("code", 1006))
+    frame: bytes | None = message.get("bytes")
+    return frame
+
+
+async def _close(socket: WebSocket, code: int, reason: str) -> None:
+    shortened = reason.encode()[:_CLOSE_REASON_BYTES].decode(errors="ignore")
+    try:
+        await socket.close(code, shortened)
+    except (WebSocketDisconnect, RuntimeError):
+        logger.debug("the client was gone before the close frame")
