@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from reflexarc.contract import ActionChunk, Observation
+from reflexarc.client import ChunkPolicy, RecedingHorizonExecutor
+from reflexarc.contract import Observation
 from reflexarc.contract.errors import DatasetError
 from reflexarc.contract.policy_contract import libero_action
 from reflexarc.eval.videos import Film
@@ -35,12 +36,6 @@ class ActionSource(Protocol):
         """Round trip of every request so far."""
 
 
-class ServedPolicy(Protocol):
-    """What is needed of ``reflexarc.client.PolicyClient``."""
-
-    def infer(self, observation: Observation) -> ActionChunk: ...
-
-
 def request_seed(seed: int, task: int, state: int, chunk: int) -> int:
     """Seed of one request, in ``[0, 2**63)``: equal for equal run, task, state and chunk.
 
@@ -59,7 +54,7 @@ class PolicyActions:
 
     def __init__(
         self,
-        policy: ServedPolicy,
+        policy: ChunkPolicy,
         observer: LiberoObserver,
         simulator: LiberoSimulator,
         *,
@@ -70,8 +65,6 @@ class PolicyActions:
         film: Film,
     ) -> None:
         """``seeds`` are the run's seed, the task's index and the state's index."""
-        from reflexarc.client import RecedingHorizonExecutor
-
         self._executor = RecedingHorizonExecutor(policy, replan_steps)
         self._observer, self._simulator = observer, simulator
         self._instruction, self._seeds = instruction, seeds
@@ -79,7 +72,6 @@ class PolicyActions:
         self._chunk = 0
         # A stream of its own, so that a server never mixes two episodes' histories.
         self._session = uuid.uuid4().hex
-        self._executor.reset()
 
     @property
     def latencies_ms(self) -> Sequence[float]:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
+from reflexarc.client import ChunkPolicy
 from reflexarc.eval.baselines import (
     ActionSource,
     Demonstration,
     PolicyActions,
     ReplayActions,
-    ServedPolicy,
 )
 from reflexarc.eval.results import EpisodeKey, EpisodeResult, RunIdentity
 from reflexarc.eval.run_settings import RunSettings
@@ -40,7 +40,7 @@ class TaskRun:
     simulator: LiberoSimulator
     observer: LiberoObserver
     init_states: npt.NDArray[np.float64]
-    policy: ServedPolicy | None
+    policy: ChunkPolicy | None
     demonstration: Demonstration | None
 
 

@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from reflexarc.client import PolicyClient
 from reflexarc.contract import PolicyContract
@@ -17,8 +18,10 @@ from reflexarc.contract.errors import ConfigError, SimulatorError
 from reflexarc.eval.baselines import Demonstration, load_demonstration
 from reflexarc.eval.results import EpisodeKey, EpisodeResult, ResultsLog
 from reflexarc.eval.run_settings import RunSettings
-from reflexarc.eval.run_task import Notify, TaskJob, run_task
+from reflexarc.eval.run_task import TaskJob, run_task
 from reflexarc.eval.summary import Summary, summarize, write_summary
+
+Notify = Callable[[str], None]
 
 
 def evaluate(settings: RunSettings, notify: Notify = tqdm.write) -> Summary:
@@ -95,7 +98,10 @@ def _run(settings: RunSettings, jobs: Sequence[TaskJob], log: ResultsLog, notify
     todo = sum(len(job.episodes) for job in jobs)
     if todo < total:
         notify(f"{total - todo} of {total} episodes are finished in {log.path}; skipped")
-    with tqdm(total=total, initial=total - todo, unit="episode", smoothing=0) as progress:
+    with (
+        logging_redirect_tqdm(),  # what the client says while it waits for the server
+        tqdm(total=total, initial=total - todo, unit="episode", smoothing=0) as progress,
+    ):
 
         def report(result: EpisodeResult) -> None:
             log.append(result)
@@ -106,9 +112,9 @@ def _run(settings: RunSettings, jobs: Sequence[TaskJob], log: ResultsLog, notify
 
         if settings.workers == 1 or len(jobs) <= 1:
             for job in jobs:
-                run_task(job, report, notify)
+                run_task(job, report)
         else:
-            _run_in_processes(jobs, settings.workers, report, notify)
+            _run_in_processes(jobs, settings.workers, report)
 
 
 _outbox: Any = None
@@ -120,14 +126,13 @@ def _open_outbox(outbox: Any) -> None:
 
 
 def _run_task_in_worker(job: TaskJob) -> None:
-    run_task(job, report=_outbox.put, notify=_outbox.put)
+    run_task(job, report=_outbox.put)
 
 
 def _run_in_processes(
     jobs: Sequence[TaskJob],
     workers: int,
     report: Callable[[EpisodeResult], None],
-    notify: Notify,
 ) -> None:
     """One task a process at a time; only this process writes results."""
     context = multiprocessing.get_context("spawn")
@@ -141,26 +146,22 @@ def _run_in_processes(
         futures = [pool.submit(_run_task_in_worker, job) for job in jobs]
         try:
             while not all(future.done() for future in futures):
-                _deliver(outbox, report, notify)
+                _deliver(outbox, report)
         finally:
             for future in futures:
                 future.cancel()
             pool.shutdown(wait=True)
-            _deliver(outbox, report, notify)
+            _deliver(outbox, report)
     _raise_first_error(futures)
 
 
-def _deliver(outbox: Any, report: Callable[[EpisodeResult], None], notify: Notify) -> None:
+def _deliver(outbox: Any, report: Callable[[EpisodeResult], None]) -> None:
     """Hand on what workers sent, until nothing came for a while."""
     while True:
         try:
-            item = outbox.get(timeout=0.2)
+            report(outbox.get(timeout=0.2))
         except queue.Empty:
             return
-        if isinstance(item, EpisodeResult):
-            report(item)
-        else:
-            notify(item)
 
 
 def _raise_first_error(futures: list[Future[None]]) -> None:
