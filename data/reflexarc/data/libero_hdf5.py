@@ -251,7 +251,6 @@ def read_episode(path: Path, demo: str, alignment: Alignment | None = None) -> E
         kind = describe_file(file, path, demo, alignment)
         group = file["data"][demo]
         stored = require_dataset(file, path, demo, "actions", (None, ACTION_DIMENSION)).shape[0]
-        _check_low_dimensional(file, path, demo, stored)
         shift = 1 if kind.alignment == "after_action" else 0
         length = stored - shift
         if length < 1:
@@ -260,6 +259,7 @@ def read_episode(path: Path, demo: str, alignment: Alignment | None = None) -> E
                 "remove this demo",
                 field="actions",
             )
+        _check_low_dimensional(file, path, demo, stored)
         steps, shape = _image_layout(file, path, demo, kind, stored)
         seed = group.attrs.get("seed")
         return Episode(
@@ -278,7 +278,7 @@ def read_episode(path: Path, demo: str, alignment: Alignment | None = None) -> E
 
 
 def _check_low_dimensional(file: Any, path: Path, demo: str, stored: int) -> None:
-    for key, width in {part for parts in STATE_PARTS.values() for part in parts}:
+    for key, width in dict(part for parts in STATE_PARTS.values() for part in parts).items():
         require_dataset(file, path, demo, f"obs/{key}", (stored, width))
 
 

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,12 +25,11 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from reflexarc.contract.errors import DatasetError
+from reflexarc.data.libero_layout import CAMERA_DATASETS, open_hdf5
 
 FloatArray = npt.NDArray[np.float64]
 ALIGNMENT = "before_action"
 TAG = "reflexarc-v1"
-IMAGE_DATASETS = {"agentview": "agentview_rgb", "eye_in_hand": "eye_in_hand_rgb"}
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,6 @@ class TaskFileWriter:
     def __init__(self, folder: Path, task_name: str) -> None:
         self.path = folder / f"{task_name}_demo.hdf5"
         self.parts_folder = folder / ".parts" / task_name
-        self.parts_folder.mkdir(parents=True, exist_ok=True)
 
     def attempts(self) -> dict[int, bool]:
         """Attempt number -> whether it gave a demonstration, for all attempts made so far."""
@@ -127,20 +125,23 @@ class TaskFileWriter:
             with open_hdf5(self.path) as file:
                 failed = json.loads(file["data"].attrs["failed_attempts"])
                 made |= dict.fromkeys(failed, False)
-                made |= {int(demo.attrs["attempt"]): True for demo in file["data"].values()}
+                made |= dict.fromkeys(_demos_by_attempt(file), True)
         made |= {int(path.stem): False for path in self.parts_folder.glob("*.failed")}
         made |= {int(path.stem): True for path in self.parts_folder.glob("*.hdf5")}
         return dict(sorted(made.items()))
 
     def add(self, demonstration: Demonstration) -> None:
         """Keep a demonstration; safe from several processes, one attempt each."""
-        path = self.parts_folder / f"{demonstration.attempt:06d}.hdf5"
+        path = self._part(demonstration.attempt)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
             _write_demonstration(file.create_group("demo"), demonstration)
 
     def add_failure(self, attempt: int, reason: str) -> None:
         """Remember that an attempt failed, so that a resumed collection does not repeat it."""
-        with atomic_path(self.parts_folder / f"{attempt:06d}.failed") as temporary:
+        path = self._part(attempt).with_suffix(".failed")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
             temporary.write_text(reason)
 
     def assemble(self, header: TaskHeader) -> Path:
@@ -149,41 +150,43 @@ class TaskFileWriter:
         A kill before the rename leaves the parts, one after it leaves duplicates of what is
         already in the file; both are put right by the next call.
         """
+        if self.path.is_file() and not self.parts_folder.is_dir():
+            return self.path
         made = self.attempts()
+        successes = [attempt for attempt, success in made.items() if success]
         with atomic_path(self.path) as temporary, h5py.File(temporary, "w") as target:
             data = target.create_group("data")
-            total = 0
-            for index, attempt in enumerate(a for a, success in made.items() if success):
-                with self._open_demonstration(attempt) as source:
-                    source.file.copy(source, data, name=f"demo_{index}")
-                    total += int(source.attrs["num_samples"])
             data.attrs.update(header.attributes())
-            data.attrs["num_demos"] = len(data)
-            data.attrs["total"] = total
-            data.attrs["failed_attempts"] = json.dumps([a for a, ok in made.items() if not ok])
+            data.attrs["total"] = self._copy(successes, data)
+            data.attrs["num_demos"] = len(successes)
+            data.attrs["failed_attempts"] = json.dumps([a for a in made if not made[a]])
         shutil.rmtree(self.parts_folder)
+        with suppress(OSError):  # other tasks' parts may be there
+            self.parts_folder.parent.rmdir()
         return self.path
 
-    @contextmanager
-    def _open_demonstration(self, attempt: int) -> Iterator[Any]:
-        part = self.parts_folder / f"{attempt:06d}.hdf5"
-        if part.is_file():
-            with open_hdf5(part) as file:
-                yield file["demo"]
-            return
-        with open_hdf5(self.path) as file:
-            yield next(d for d in file["data"].values() if int(d.attrs["attempt"]) == attempt)
+    def _copy(self, attempts: list[int], data: Any) -> int:
+        """Copy demonstrations into ``data`` as ``demo_0``...; the number of their samples."""
+        total = 0
+        with ExitStack() as stack:
+            assembled: Mapping[int, Any] = {}
+            if self.path.is_file():
+                assembled = _demos_by_attempt(stack.enter_context(open_hdf5(self.path)))
+            for index, attempt in enumerate(attempts):
+                if attempt in assembled:
+                    data.copy(assembled[attempt], data, name=f"demo_{index}")
+                else:
+                    with open_hdf5(self._part(attempt)) as part:
+                        data.copy(part["demo"], data, name=f"demo_{index}")
+                total += int(data[f"demo_{index}"].attrs["num_samples"])
+        return total
+
+    def _part(self, attempt: int) -> Path:
+        return self.parts_folder / f"{attempt:06d}.hdf5"
 
 
-@contextmanager
-def open_hdf5(path: Path) -> Iterator[Any]:
-    """Open a file for reading; DatasetError, naming it, if it is no whole HDF5 file."""
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise DatasetError(f"{path}: not a readable HDF5 file ({error}); delete it") from error
-    with file:
-        yield file
+def _demos_by_attempt(file: Any) -> dict[int, Any]:
+    return {int(demo.attrs["attempt"]): demo for demo in file["data"].values()}
 
 
 @contextmanager
@@ -205,8 +208,8 @@ def _write_demonstration(group: Any, demo: Demonstration) -> None:
     """
     length = len(demo.actions)
     observations = group.create_group("obs")
-    for camera, name in IMAGE_DATASETS.items():
-        observations[name] = demo.images[camera]
+    for camera, name in CAMERA_DATASETS.items():
+        group[name] = demo.images[camera]
     observations["image_steps"] = demo.image_steps
     observations["gripper_states"] = demo.finger_positions
     observations["joint_states"] = demo.joint_positions
