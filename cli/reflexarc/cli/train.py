@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -50,6 +51,9 @@ def train(
 ) -> None:
     """Train a policy; the last and the best checkpoint stand in the run's folder."""
     require("reflexarc train", "train", "torch", "h5py", "yaml", "safetensors", "tqdm")
+    # Read when torch is first imported. Threads that spin while they wait for each other cost
+    # tenfold as soon as another process wants the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from rich.console import Console
 
     from reflexarc.policy.devices import resolve_device
