@@ -212,7 +212,7 @@ def test_wrong_options_are_named(
     null_server.start()
     for options, said in (
         (["--tasks", "10", "--baselines", "none"], "tasks 0 to 9, not 10"),
-        (["--tasks", "0"], "give --demonstrations"),
+        (["--tasks", "0", "--baselines", "replay"], "give --demonstrations"),
         (["--states", "50", "--baselines", "none"], "--states"),
         (["--suite", "libero_x", "--baselines", "none"], "unknown suite 'libero_x'"),
         (["--demonstrations", str(demonstrations), "--tasks", "1"], "no demonstration of"),

@@ -30,9 +30,6 @@ class Videos(str, Enum):
 
 @eval_app.command("libero")
 def libero(
-    output: Annotated[
-        Path, typer.Option(help="Folder for results, summary and videos; the same one resumes.")
-    ],
     server: Annotated[
         str, typer.Option(help="Address that serve-policy printed.")
     ] = "ws://127.0.0.1:8000",
@@ -48,11 +45,15 @@ def libero(
     ] = None,
     replan_steps: Annotated[int, typer.Option(help="Steps executed of each chunk.", min=1)] = 8,
     baselines: Annotated[
-        str, typer.Option(help="Arms beside the policy: replay,blank or none.")
-    ] = "replay,blank",
+        str | None,
+        typer.Option(help="replay,blank or none; default: both, replay if it has demonstrations."),
+    ] = None,
     demonstrations: Annotated[
         Path | None, typer.Option(help="HDF5 file or folder with a demonstration of each task.")
     ] = None,
+    output: Annotated[
+        Path, typer.Option(help="Folder for results, summary and videos; the same one resumes.")
+    ] = Path("outputs/eval"),
     seed: Annotated[int, typer.Option(help="Seed of the sampling noise.", min=0)] = 0,
     max_steps: Annotated[
         int | None, typer.Option(help="Steps an episode may take; default: the suite's.", min=1)
@@ -77,7 +78,7 @@ def libero(
         suite=suite,
         tasks=parse_indices(tasks, "--tasks"),
         states=parse_indices(states, "--states") if states else default_states(trials),
-        baselines=parse_baselines(baselines),
+        baselines=parse_baselines(baselines or _default_baselines(demonstrations)),
         demonstrations=demonstrations,
         output=output,
         seed=seed,
@@ -88,6 +89,13 @@ def libero(
         retry_for=retry_for,
     )
     _print_summary(_run(settings), output)
+
+
+def _default_baselines(demonstrations: Path | None) -> str:
+    if demonstrations is not None:
+        return "replay,blank"
+    typer.echo("No --demonstrations: the blind replay of one is left out.", err=True)
+    return "blank"
 
 
 def _settings(**values: Any) -> RunSettings:
