@@ -19,6 +19,14 @@ from reflexarc.contract.policy_contract import Camera
 
 UInt8Image = npt.NDArray[np.uint8]
 MAX_IMAGE_SIDE = 4096
+_UNDECODABLE = (
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+)
 
 
 def rotate_180(image: UInt8Image) -> UInt8Image:
@@ -58,7 +66,7 @@ def decode_image(encoded: EncodedImage) -> UInt8Image:
             if not (0 < width <= MAX_IMAGE_SIDE and 0 < height <= MAX_IMAGE_SIDE):
                 raise CodecError(f"image of {width}x{height} is above {MAX_IMAGE_SIDE} a side")
             return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
+    except _UNDECODABLE as error:
         raise CodecError(f"the {encoded.format} image cannot be decoded: {error}") from error
 
 
