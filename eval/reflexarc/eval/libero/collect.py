@@ -32,6 +32,7 @@ from reflexarc.eval.libero.collect_worker import (
     run_attempt,
 )
 from reflexarc.eval.libero.contact_sheet import write_contact_sheet
+from reflexarc.eval.libero.expert_goals import placement_goals
 from reflexarc.eval.libero.package import import_libero, quiet
 from reflexarc.eval.libero.suites import LiberoTask, select_tasks
 
@@ -93,6 +94,8 @@ def collect(
         raise ConfigError(f"demos ({demos}) and workers ({workers}) must be at least 1")
     import_libero()
     selected = select_tasks(settings.suite, tasks)
+    for task in selected:
+        placement_goals(task)  # refuses what the expert cannot do, before anything is written
     output.mkdir(parents=True, exist_ok=True)
     _check_settings(settings, output)
     _remove_temporary_files(output)

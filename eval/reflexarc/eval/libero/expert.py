@@ -59,7 +59,7 @@ def run_expert(
         max_steps=max_steps,
         before_step=before_step,
     )
-    goals = placement_goals(simulator)
+    goals = placement_goals(simulator.task)
     expert = _PickAndPlace(simulator, arm)
     reason = "the goal does not hold at the end"
     try:

@@ -9,7 +9,9 @@ import numpy.typing as npt
 
 from reflexarc.contract.errors import SimulatorError
 from reflexarc.eval.libero.geometry import Scene, bounding_center
+from reflexarc.eval.libero.package import quiet
 from reflexarc.eval.libero.simulator import LiberoSimulator
+from reflexarc.eval.libero.suites import LiberoTask
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -36,14 +38,18 @@ class PlacementGoal:
         return bool(simulator.environment._eval_predicate(state))
 
 
-def placement_goals(simulator: LiberoSimulator) -> list[PlacementGoal]:
+def placement_goals(task: LiberoTask) -> list[PlacementGoal]:
     """The task's goals; UnsupportedGoalError unless all of them place an object."""
+    with quiet():
+        from libero.libero.envs.bddl_utils import robosuite_parse_problem
+
+        problem = robosuite_parse_problem(str(task.bddl_path))
     goals = []
-    for goal in simulator.environment.parsed_problem["goal_state"]:
+    for goal in problem["goal_state"]:
         if goal[0].lower() not in ("in", "on") or len(goal) != 3:
             raise UnsupportedGoalError(
-                f"the scripted expert cannot do {' '.join(goal)} of {simulator.task.suite} "
-                f"task {simulator.task.index} ({simulator.task.instruction}); it picks and places"
+                f"the scripted expert cannot do {' '.join(goal)} of {task.suite} task "
+                f"{task.index} ({task.instruction}); it picks and places"
             )
         goals.append(PlacementGoal(*goal))
     return goals
@@ -60,7 +66,9 @@ def place_for(scene: Scene, target: str) -> tuple[FloatArray, float]:
         height = high - 0.02 if high - low > _DEEP else low + 0.008
         return scene.position(target)[:2], float(height)
     owner = scene.region_owner(target)
-    if owner in scene.movable:  # the inside of a vessel: let go just below its rim
+    if (
+        owner is not None and owner in scene.movable
+    ):  # the inside of a vessel: let go just below its rim
         points = scene.visible_points(owner)
         return bounding_center(points)[:2], float(points[:, 2].max() - 0.07)
     position = scene.region_position(target)
