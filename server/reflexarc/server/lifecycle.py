@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -15,6 +16,7 @@ from reflexarc.contract.codec import MAX_FRAME_BYTES
 from reflexarc.contract.errors import ConfigError
 from reflexarc.server.app import create_app
 from reflexarc.server.service import PolicyService
+from reflexarc.server.websocket_protocol import PolicyWebSocketProtocol
 
 DRAIN_SECONDS = 30.0
 
@@ -83,6 +85,7 @@ class PolicyServer(uvicorn.Server):  # type: ignore[misc]
 def server_config(service: PolicyService) -> uvicorn.Config:
     """Frame cap 64 MiB; no compression, because it costs 13 ms an image pair and saves little."""
     limits: dict[str, Any] = {
+        "ws": PolicyWebSocketProtocol,
         "ws_max_size": MAX_FRAME_BYTES,
         "ws_per_message_deflate": False,
         # Replies to pings never wait for an inference, so a silent minute is a dead client.
@@ -99,11 +102,25 @@ def server_config(service: PolicyService) -> uvicorn.Config:
 
 
 def open_port(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one. Raises ConfigError naming what is in the way."""
+    """A listening socket; port 0 takes a free one. Raises ConfigError naming what is in the way.
+
+    Made with its protocol stated, unlike ``socket.create_server``'s: asyncio switches Nagle's
+    algorithm off only then, and with it on every HTTP reply takes 40 ms longer.
+    """
+    listener: socket.socket | None = None
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=128)
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(128)
+        return listener
     except (OSError, OverflowError) as error:
+        if listener is not None:
+            listener.close()
         raise ConfigError(
             f"port {port} on {host} cannot be opened: {error}; choose another --port (0 takes a "
             "free one) or --host",
