@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,7 +41,7 @@ def tiny(data: Path, *overrides: str) -> Recipe:
 def run(recipe: Recipe, output: Path, *, resume: bool = False) -> Outcome:
     planned = plan(recipe, output, device=CPU, feature_cache=output.parent / "cache")
     folder = open_run_folder(recipe, output, resume=resume, fresh=False)
-    outcome, _ = execute(planned, folder, progress_bar=False)
+    outcome = execute(planned, folder, progress_bar=False)
     return outcome
 
 
@@ -130,7 +132,7 @@ def test_a_few_samples_are_overfitted(tmp_path: Path, task_file: Callable[..., P
     outcome = run(recipe, tmp_path / "run")
     losses = [line["total"] for line in metrics_of(tmp_path / "run", "train")]
     assert losses[0] > 5 * losses[-1]
-    assert outcome.best is None and outcome.validation == {}
+    assert outcome.best is None and outcome.progress.validation == {}
 
 
 @pytest.mark.parametrize("ema", ["null", "0.9"])
@@ -183,10 +185,51 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     monkeypatch.setattr(Trainer, "_step", step)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_last_and_the_run_can_be_resumed(
+    demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    from reflexarc.training.trainer import Trainer
+
+    recipe = tiny(demonstrations, "training.epochs=null", "training.steps=6",
+                  "training.checkpoint_every=100", "training.validate_every=100")  # fmt: skip
+    whole = run(recipe, tmp_path / "whole")
+    step, before = Trainer._step, signal.getsignal(number)
+
+    def signalled(trainer: Trainer, index: int) -> int:
+        if index == 3:
+            os.kill(os.getpid(), number)
+        return step(trainer, index)
+
+    monkeypatch.setattr(Trainer, "_step", signalled)
+    stopped = run(recipe, tmp_path / "run")
+    monkeypatch.undo()
+    assert stopped.stopped_by == number
+    assert stopped.progress.step == 4 and stopped.last is not None
+    assert signal.getsignal(number) == before
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert_same_weights(whole.last, run(recipe, tmp_path / "run", resume=True).last)
+
+
+def test_resuming_a_complete_run_changes_nothing(recipe: Recipe, tmp_path: Path) -> None:
+    first = run(recipe, tmp_path / "run")
+    files = [p for p in (tmp_path / "run").rglob("*") if p.is_file() and p.name != "recipe.yaml"]
+    before = {path: path.read_bytes() for path in files}
+    again = run(recipe, tmp_path / "run", resume=True)
+    assert (again.steps_run, again.progress) == (0, first.progress)
+    assert {path: path.read_bytes() for path in files} == before
+
+
+def test_bfloat16_trains_and_saves_single_precision(demonstrations: Path, tmp_path: Path) -> None:
+    outcome = run(tiny(demonstrations, "training.precision=bf16"), tmp_path / "run")
+    assert outcome.progress.validation["total"] < 10
+    assert {tensor.dtype for tensor in weights(outcome.last).values()} == {torch.float32}
+
+
 def test_the_served_policy_equals_the_trained_one(recipe: Recipe, tmp_path: Path) -> None:
     planned = plan(recipe, tmp_path / "run", device=CPU, feature_cache=tmp_path / "cache")
     folder = open_run_folder(recipe, tmp_path / "run", resume=False, fresh=False)
-    outcome, _ = execute(planned, folder, progress_bar=False)
+    outcome = execute(planned, folder, progress_bar=False)
     assert outcome.last is not None
     trained = planned.preparation.policy.eval()
     loaded = load_checkpoint(outcome.last)

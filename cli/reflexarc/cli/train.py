@@ -40,7 +40,7 @@ def train(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Remove the run that stands in --output.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; all cores by default.")
     ] = None,
@@ -59,7 +59,13 @@ def train(
     from reflexarc.policy.devices import resolve_device
     from reflexarc.training.recipe_files import load_recipe
     from reflexarc.training.report import plan_table, summary_table
-    from reflexarc.training.session import execute, open_run_folder, plan, use_threads
+    from reflexarc.training.session import (
+        check_run_folder,
+        execute,
+        open_run_folder,
+        plan,
+        use_threads,
+    )
 
     if resume and fresh:
         raise ConfigError("give --resume or --fresh, not both")
@@ -70,15 +76,14 @@ def train(
         paths = tuple(path.absolute() for path in data)
         changed = loaded.data.model_copy(update={"paths": paths})
         loaded = loaded.model_copy(update={"data": changed})
+    if not dry_run:
+        check_run_folder(loaded, output, resume=resume, fresh=fresh)
     planned = plan(loaded, output, device=resolve_device(device), feature_cache=feature_cache)
     console.print(plan_table(planned.preparation, planned.estimate))
     if dry_run:
         return
     run = open_run_folder(loaded, output, resume=resume, fresh=fresh)
-    outcome, features = execute(planned, run)
-    console.print(
-        f"frame features {'cached: hit' if features.hit else 'computed'}: {features.path}"
-    )
+    outcome = execute(planned, run)
     console.print(summary_table(outcome, output))
     if outcome.stopped_by is not None:
         console.print(

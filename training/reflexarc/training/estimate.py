@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from reflexarc.contract.errors import ConfigError
+from reflexarc.policy.interface import Policy
 from reflexarc.training.features import embed_episode, find_features
 from reflexarc.training.optimization import trained_parameters
 from reflexarc.training.preparation import Preparation
@@ -25,7 +27,8 @@ class Estimate:
     """Sizes in bytes, counts otherwise.
 
     Attributes:
-        memory: weights, gradients, moments, averages and the activations of one batch.
+        memory: what training adds to the process (gradients, moments, averages and the
+            activations of one batch) and, on the CPU, what the process holds already.
         checkpoint: the newest checkpoint, with its training state.
         features: frame features on disk; ``features_cached`` when they are there already.
         disk_needed: two checkpoints while the newest is written, the best, and the features.
@@ -121,6 +124,16 @@ def _probe(preparation: Preparation) -> tuple[int, int]:
     activations = sum(size for pointer, size in kept.items() if pointer not in weights)
     del losses
     return frame_bytes, activations // count
+
+
+def _held_already(policy: Policy) -> int:
+    """Bytes of the weights on an accelerator, or of the whole process on the CPU."""
+    if policy.device.type == "cpu" and sys.platform != "win32":
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    return _FLOAT * sum(parameter.numel() for parameter in policy.parameters())
 
 
 def _existing_parent(path: Path) -> Path:

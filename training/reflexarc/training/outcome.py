@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from reflexarc.training.metrics import Metrics
 from reflexarc.training.training_state import Progress
 
 
@@ -16,16 +15,15 @@ class Outcome:
     """How a run ended.
 
     Attributes:
+        steps_run: optimiser steps of this process, less than those of a resumed run.
         stopped_by: the signal that stopped it early, or None when it ran to its end.
-        training, validation: the last means that were logged; empty where there were none.
     """
 
     progress: Progress
+    steps_run: int
     total_steps: int
     steps_per_epoch: int
     samples_per_second: float
-    training: Metrics
-    validation: Metrics
     last: Path | None
     best: Path | None
     stopped_by: signal.Signals | None = None

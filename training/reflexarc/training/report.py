@@ -45,8 +45,9 @@ def summary_table(outcome: Outcome, output: Path) -> Table:
     table.add_row("steps", f"{progress.step} of {outcome.total_steps}")
     table.add_row("epochs", f"{progress.step / outcome.steps_per_epoch:.2f}")
     table.add_row("time", f"{progress.seconds / 60:.1f} min")
-    table.add_row("samples/s", f"{outcome.samples_per_second:.1f}")
-    for kind, metrics in (("training", outcome.training), ("held out", outcome.validation)):
+    if outcome.steps_run:
+        table.add_row("samples/s", f"{outcome.samples_per_second:.1f}")
+    for kind, metrics in (("training", progress.training), ("held out", progress.validation)):
         for name, value in metrics.items():
             table.add_row(f"{kind} {name}", f"{value:.5f}")
     if progress.best_metric is not None:

@@ -12,7 +12,6 @@ import torch
 from reflexarc.contract.errors import ConfigError
 from reflexarc.training.config import Recipe
 from reflexarc.training.estimate import Estimate, check_disk, estimate
-from reflexarc.training.features import FrameFeatures
 from reflexarc.training.outcome import Outcome, summary_of
 from reflexarc.training.preparation import Preparation, prepare
 from reflexarc.training.recipe_files import load_recipe, recipe_differences, recipe_to_yaml
@@ -40,34 +39,39 @@ def plan(
     return Planned(preparation, estimate(preparation, output, cache), output, cache, device)
 
 
-def open_run_folder(recipe: Recipe, output: Path, *, resume: bool, fresh: bool) -> RunFolder:
-    """The run's folder, ready to train in.
+def check_run_folder(recipe: Recipe, output: Path, *, resume: bool, fresh: bool) -> None:
+    """Raise ConfigError when the run cannot be written to ``output``.
 
-    Raises ConfigError when a run stands there and neither ``resume`` nor ``fresh`` is given, or
-    when the run to be resumed has another recipe (naming the keys).
+    That is when a run stands there and neither ``resume`` nor ``fresh`` is given, or when the
+    run to be resumed has another recipe (naming the keys).
     """
     run = RunFolder(output)
     if output.exists() and not output.is_dir():
         raise ConfigError(f"--output {output} is a file; name a folder", field="output")
-    if run.has_run():
-        if fresh:
-            run.clear()
-        elif not resume:
-            raise ConfigError(
-                f"{output} already holds a training run; continue it with --resume, or start "
-                "over with --fresh, which removes its checkpoints",
-                field="output",
-            )
-        elif run.recipe.is_file():
-            _refuse_other_recipe(load_recipe(str(run.recipe)), recipe, output)
+    if not run.has_run() or fresh:
+        return
+    if not resume:
+        raise ConfigError(
+            f"{output} already holds a training run; continue it with --resume, or start "
+            "over with --fresh, which removes its checkpoints",
+            field="output",
+        )
+    if run.recipe.is_file():
+        _refuse_other_recipe(load_recipe(str(run.recipe)), recipe, output)
+
+
+def open_run_folder(recipe: Recipe, output: Path, *, resume: bool, fresh: bool) -> RunFolder:
+    """The run's folder, ready to train in; see :func:`check_run_folder` for the errors."""
+    check_run_folder(recipe, output, resume=resume, fresh=fresh)
+    run = RunFolder(output)
+    if fresh:
+        run.clear()
     output.mkdir(parents=True, exist_ok=True)
     write_text(run.recipe, recipe_to_yaml(recipe))
     return run
 
 
-def execute(
-    planned: Planned, run: RunFolder, *, progress_bar: bool = True
-) -> tuple[Outcome, FrameFeatures]:
+def execute(planned: Planned, run: RunFolder, *, progress_bar: bool = True) -> Outcome:
     """Compute features, train, and write ``summary.json`` when the run is complete."""
     check_disk(planned.estimate, planned.output)
     preparation = planned.preparation
@@ -87,9 +91,10 @@ def execute(
     )
     trainer.resume()
     outcome = trainer.train()
-    if outcome.stopped_by is None:
+    # A run that was complete before is left as it stands.
+    if outcome.stopped_by is None and not (outcome.steps_run == 0 and run.summary.is_file()):
         write_text(run.summary, json.dumps(summary_of(outcome), indent=2))
-    return outcome, features
+    return outcome
 
 
 def use_threads(count: int | None) -> int:

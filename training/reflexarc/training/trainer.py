@@ -25,7 +25,7 @@ from reflexarc.policy.checkpoint import save_checkpoint
 from reflexarc.policy.interface import Policy
 from reflexarc.policy.processing import Processor
 from reflexarc.training.config import Recipe
-from reflexarc.training.metrics import Interval, Metrics, refuse_not_finite
+from reflexarc.training.metrics import Interval, refuse_not_finite
 from reflexarc.training.objective import Objective
 from reflexarc.training.optimization import AveragedWeights, make_optimizer
 from reflexarc.training.outcome import Outcome
@@ -81,7 +81,6 @@ class Trainer:
         self.total_steps = self.loop.steps or (self.loop.epochs or 0) * self.order.steps_per_epoch
         self.progress = Progress(statistics.dataset_fingerprint)
         self._interval = Interval()
-        self._latest: tuple[Metrics, Metrics] = ({}, {})
         self._stop: signal.Signals | None = None
         self._show = progress_bar
 
@@ -126,7 +125,7 @@ class Trainer:
                 if self._after_step(bar):
                     break
         elapsed = time.monotonic() - began
-        return self._outcome(seen / elapsed if seen else 0.0)
+        return self._outcome(self.progress.step - first, seen / elapsed if seen else 0.0)
 
     def _step(self, step: int) -> int:
         """One optimiser step; returns the number of samples."""
@@ -176,7 +175,7 @@ class Trainer:
         if not self._interval.steps:
             return
         means, speed = self._interval.close(self.progress.step)
-        self._latest = (means, self._latest[1])
+        self.progress.training = means
         self.run.append_metrics(
             {
                 "kind": "train",
@@ -204,7 +203,7 @@ class Trainer:
             )
         step, name = self.progress.step, self.loop.best_metric
         refuse_not_finite(metrics, f"in the validation after step {step}")
-        self._latest = (self._latest[0], metrics)
+        self.progress.validation = metrics
         epoch = step / self.order.steps_per_epoch
         self.run.append_metrics({"kind": "validation", "step": step, "epoch": epoch, **metrics})
         self._interval.restart_clock()
@@ -219,8 +218,8 @@ class Trainer:
         position = {
             "step": self.progress.step,
             "epoch": self.progress.step / self.order.steps_per_epoch,
-            "training": self._latest[0],
-            "validation": self._latest[1],
+            "training": self.progress.training,
+            "validation": self.progress.validation,
             "best_metric": {
                 "name": self.loop.best_metric,
                 "value": self.progress.best_metric,
@@ -282,15 +281,13 @@ class Trainer:
             for number, handler in before:
                 signal.signal(number, handler)
 
-    def _outcome(self, samples_per_second: float) -> Outcome:
-        training, validation = self._latest
+    def _outcome(self, steps_run: int, samples_per_second: float) -> Outcome:
         return Outcome(
             progress=self.progress,
+            steps_run=steps_run,
             total_steps=self.total_steps,
             steps_per_epoch=self.order.steps_per_epoch,
             samples_per_second=samples_per_second,
-            training=training,
-            validation=validation,
             last=self.run.pointed("last"),
             best=self.run.pointed("best"),
             stopped_by=self._stop if self.progress.step < self.total_steps else None,

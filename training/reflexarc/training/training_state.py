@@ -7,7 +7,7 @@ a random generator or a schedule: both are functions of the seed and the step.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from reflexarc.contract.errors import CheckpointError
+from reflexarc.training.metrics import Metrics
 from reflexarc.training.optimization import AveragedWeights, trained_parameters
 from reflexarc.training.run_folder import TRAINING_STATE
 
@@ -25,13 +26,22 @@ _PROGRESS = "progress.json"
 
 @dataclass
 class Progress:
-    """Where a run stands: optimiser steps done, the best validation so far, and on which data."""
+    """Where a run stands, and on which demonstrations.
+
+    Attributes:
+        step: optimiser steps done.
+        best_metric, best_step: the best validation so far; None before the first.
+        seconds: spent on training, over all processes of the run.
+        training, validation: the last means that were logged; empty before the first.
+    """
 
     dataset_fingerprint: str
     step: int = 0
     best_metric: float | None = None
     best_step: int | None = None
     seconds: float = 0.0
+    training: Metrics = field(default_factory=dict)
+    validation: Metrics = field(default_factory=dict)
 
 
 def training_tensors(
