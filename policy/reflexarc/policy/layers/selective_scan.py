@@ -83,7 +83,18 @@ class _Blocks:
 
 
 def _time_major(tensor: Tensor, rows: slice) -> Tensor:
-    return tensor[rows].transpose(0, 1)
+    """``(steps, rows, ...)``, contiguous: matmul would otherwise copy it block by block."""
+    return tensor[rows].transpose(0, 1).contiguous()
+
+
+def _contract_channels(vectors: Tensor, states: Tensor) -> Tensor:
+    """``(T, R, channels)`` with ``(T, R, state, channels)`` to ``(T, R, state)``."""
+    return torch.matmul(vectors.unsqueeze(2), states.transpose(2, 3)).squeeze(2)
+
+
+def _contract_state(vectors: Tensor, states: Tensor) -> Tensor:
+    """``(T, R, state)`` with ``(T, R, state, channels)`` to ``(T, R, channels)``."""
+    return torch.matmul(vectors.unsqueeze(2), states).squeeze(2)
 
 
 def _states(
@@ -121,7 +132,7 @@ def _forward(
         for index, steps in enumerate(blocks.step_blocks()):
             decay, states = blocks.scratch(steps, rows)
             _states(decay, states, delta_r[steps], du[steps], At, B_r[steps], carry)
-            y[steps, rows] = torch.matmul(C_r[steps].unsqueeze(2), states).squeeze(2)
+            y[steps, rows] = _contract_state(C_r[steps], states)
             if checkpoints is None:
                 carry = carry_buffer[: rows.stop - rows.start].copy_(states[-1])
             else:
@@ -158,11 +169,11 @@ class _SelectiveScan(torch.autograd.Function):
                 carry = checkpoints[index - 1, rows] if index else None
                 _states(decay, states, delta_r[steps], du[steps], At, B_r[steps], carry)
                 gy = gy_r[steps]
-                _set(grad_C, rows, steps, torch.matmul(states, gy.unsqueeze(3)).squeeze(3))
+                _set(grad_C, rows, steps, _contract_channels(gy, states))
                 torch.mul(gy.unsqueeze(2), C_r[steps].unsqueeze(3), out=grads)
                 from_later = _propagate(decay, grads, from_later)
-                _set(grad_B, rows, steps, torch.matmul(grads, du[steps].unsqueeze(3)).squeeze(3))
-                grad_du = torch.matmul(B_r[steps].unsqueeze(2), grads).squeeze(2)
+                _set(grad_B, rows, steps, _contract_channels(du[steps], grads))
+                grad_du = _contract_state(B_r[steps], grads)
                 _set(grad_u, rows, steps, grad_du * delta_r[steps])
                 # Gradient at the exponent: dL/dh ⊙ decay ⊙ h of the step before.
                 exponent = grads.mul_(decay)
