@@ -22,6 +22,7 @@ from reflexarc.contract.errors import CodecError, NotReadyError, ServerUnavailab
 
 logger = logging.getLogger(__name__)
 _MSGPACK = "application/msgpack"
+_POLICY_HEADER = "Reflexarc-Policy"
 
 
 class HttpPolicyClient:
@@ -64,6 +65,9 @@ class HttpPolicyClient:
                 if lost:
                     self._read_contract(deadline)
                 response = self._send("POST", "/v1/actions", body)
+                if response.headers.get(_POLICY_HEADER, self._policy) != self._policy:
+                    # Another server took the address between two requests.
+                    self._read_contract(deadline)
                 return read_chunk(self.contract, _message(response), observation.request_id)
             except (httpx.TransportError, NotReadyError) as error:
                 lost = True
@@ -92,6 +96,7 @@ class HttpPolicyClient:
         if hasattr(self, "contract"):
             check_same_contract(self.url, self.contract, contract)
         self.contract, self.metadata = contract, metadata
+        self._policy = response.headers.get(_POLICY_HEADER, "")
 
     def _send(self, method: str, path: str, body: bytes | None = None) -> httpx.Response:
         headers = {"Content-Type": _MSGPACK} if body is not None else {}

@@ -25,6 +25,7 @@ from reflexarc.server.origin import origin_is_foreign
 from reflexarc.server.service import Phase, PolicyService
 
 logger = logging.getLogger(__name__)
+POLICY_HEADER = "Reflexarc-Policy"
 MSGPACK_TYPES = ("application/msgpack", "application/x-msgpack", "application/vnd.msgpack")
 # What is sent beyond the cap is read and dropped up to here, so that the sender reads the 413
 # instead of a reset connection.
@@ -72,7 +73,7 @@ def http_routes(service: PolicyService) -> APIRouter:
     async def contract() -> Response:
         """What the policy expects and returns, and how it samples."""
         try:
-            return JSONResponse(handshake(service.inference))
+            return JSONResponse(handshake(service.inference), headers=_policy_header(service))
         except ReflexarcError as error:
             return _error_response(error, as_msgpack=False)
 
@@ -116,9 +117,16 @@ async def _actions(request: Request, service: PolicyService) -> Response:
         body = await _read_body(request)
         answer = _answer_msgpack if as_msgpack else _answer_json
         with service.request():
-            return await service.run(partial(answer, inference, body, received))
+            response = await service.run(partial(answer, inference, body, received))
+            response.headers.update(_policy_header(service))
+            return response
     except ReflexarcError as error:
         return _error_response(error, as_msgpack=as_msgpack)
+
+
+def _policy_header(service: PolicyService) -> dict[str, str]:
+    """Tells a client, which HTTP leaves without a session, that the policy is still the same."""
+    return {POLICY_HEADER: service.contract_tag}
 
 
 async def _read_body(request: Request) -> bytes:

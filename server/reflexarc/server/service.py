@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,11 @@ class PolicyService:
     Args:
         load: builds the policy; called once, in the worker thread.
         max_waiting: requests that may wait or run at once before new ones are refused.
+
+    Attributes:
+        phase: what ``/readyz`` says.
+        load_error: why the policy could not be loaded.
+        contract_tag: start of the sha256 of the contract; another policy has another.
     """
 
     def __init__(self, load: Callable[[], Inference], *, max_waiting: int = 64) -> None:
@@ -48,6 +54,7 @@ class PolicyService:
         self._loading: asyncio.Task[None] | None = None
         self.phase = Phase.LOADING
         self.load_error: ReflexarcError | None = None
+        self.contract_tag = ""
 
     def start(self) -> None:
         """Begin to load; call once, on the event loop."""
@@ -57,6 +64,8 @@ class PolicyService:
         loop = asyncio.get_running_loop()
         try:
             self._inference = await loop.run_in_executor(self._executor, self._load)
+            contract = self._inference.contract.model_dump_json().encode()
+            self.contract_tag = hashlib.sha256(contract).hexdigest()[:16]
         except ReflexarcError as error:
             self.load_error = error
         except Exception:
