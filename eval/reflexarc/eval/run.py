@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import queue
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -117,42 +118,50 @@ def _run(settings: RunSettings, jobs: Sequence[TaskJob], log: ResultsLog, notify
             _run_in_processes(jobs, settings.workers, report)
 
 
-_outbox: Any = None
-
-
-def _open_outbox(outbox: Any) -> None:
-    global _outbox  # noqa: PLW0603 - a process pool hands a queue over only this way
-    _outbox = outbox
-
-
-def _run_task_in_worker(job: TaskJob) -> None:
-    run_task(job, report=_outbox.put)
-
-
 def _run_in_processes(
-    jobs: Sequence[TaskJob],
-    workers: int,
-    report: Callable[[EpisodeResult], None],
+    jobs: Sequence[TaskJob], workers: int, report: Callable[[EpisodeResult], None]
 ) -> None:
     """One task a process at a time; only this process writes results."""
     context = multiprocessing.get_context("spawn")
-    outbox = context.Queue()
+    outbox, stopping = context.Queue(), context.Event()
     with ProcessPoolExecutor(
         min(workers, len(jobs)),
         mp_context=context,
-        initializer=_open_outbox,
-        initargs=(outbox,),
+        initializer=_join_pool,
+        initargs=(outbox, stopping),
     ) as pool:
         futures = [pool.submit(_run_task_in_worker, job) for job in jobs]
         try:
             while not all(future.done() for future in futures):
                 _deliver(outbox, report)
         finally:
-            for future in futures:
-                future.cancel()
-            pool.shutdown(wait=True)
+            stopping.set()  # after an interrupt, workers end with their current episode
+            pool.shutdown(wait=True, cancel_futures=True)
             _deliver(outbox, report)
     _raise_first_error(futures)
+
+
+# Set in worker processes only: a process pool hands queues over through its initializer.
+_pool: Any = None
+
+
+def _join_pool(outbox: Any, stopping: Any) -> None:
+    global _pool  # noqa: PLW0603
+    _pool = (outbox, stopping)
+
+
+def _run_task_in_worker(job: TaskJob) -> None:
+    outbox, stopping = _pool
+
+    def report(result: EpisodeResult) -> None:
+        outbox.put(result)
+        parent = multiprocessing.parent_process()
+        if parent is not None and not parent.is_alive():
+            os._exit(1)  # nobody is left to read results; 2 GB of simulator must not stay
+        if stopping.is_set():
+            raise KeyboardInterrupt
+
+    run_task(job, report)
 
 
 def _deliver(outbox: Any, report: Callable[[EpisodeResult], None]) -> None:
