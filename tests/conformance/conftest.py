@@ -1,0 +1,138 @@
+"""openpi's published client in a virtual environment of its own, and a tiny checkpoint to serve."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from reflexarc.contract import (
+    FeatureStatistics,
+    NormalizationStatistics,
+    PolicyContract,
+    pack,
+    unpack,
+)
+from reflexarc.contract.policy_contract import LIBERO_STATE_EEF, libero_action, libero_cameras
+
+ROOT = Path(__file__).resolve().parents[2]
+INSTRUCTION = "pick up the alphabet soup and place it in the basket"
+
+# openpi-client needs numpy < 2 and imports typing_extensions without declaring it.
+REQUIREMENTS = ("openpi-client==0.1.2", "numpy<2", "typing_extensions", "websockets<18")
+
+
+@pytest.fixture(scope="session")
+def openpi_python() -> Path:
+    """The interpreter of an environment with the unmodified client, made once and kept."""
+    key = hashlib.sha256(" ".join((*REQUIREMENTS, sys.version)).encode()).hexdigest()[:10]
+    folder = ROOT / ".conformance" / f"openpi-client-{key}"
+    if not folder.exists():
+        making = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+        subprocess.run([sys.executable, "-m", "venv", making], check=True)
+        pip = [making / "bin" / "python", "-m", "pip", "install", "--quiet"]
+        subprocess.run([*pip, *REQUIREMENTS], check=True, timeout=600)
+        try:
+            making.rename(folder)  # only bin/python is used, which does not mind
+        except OSError:
+            shutil.rmtree(making)  # another test run was faster
+    return folder / "bin" / "python"
+
+
+class OpenpiClient:
+    """The unmodified client in a process of its own; methods are those of openpi_driver.py."""
+
+    def __init__(self, python: Path) -> None:
+        driver = Path(__file__).with_name("openpi_driver.py")
+        self.process = subprocess.Popen(
+            [python, driver], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    def call(self, name: str, **arguments: Any) -> Any:
+        """The method's result; its exception comes as RuntimeError with type and message."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        frame = pack({"call": name, "arguments": arguments})
+        self.process.stdin.write(struct.pack(">I", len(frame)) + frame)
+        self.process.stdin.flush()
+        header = self.process.stdout.read(4)
+        assert len(header) == 4, f"openpi's process ended with {self.process.wait()}"
+        reply = unpack(self.process.stdout.read(struct.unpack(">I", header)[0]))
+        if "error" in reply:
+            raise RuntimeError(reply["error"])
+        return reply["result"]
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def openpi(openpi_python: Path) -> Iterator[OpenpiClient]:
+    client = OpenpiClient(openpi_python)
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A StateVLA with random weights and a random vision backbone: its actions mean nothing."""
+    from reflexarc.policy.backbones.vision import VisionBackboneConfig
+    from reflexarc.policy.checkpoint import save_checkpoint
+    from reflexarc.policy.language import LanguageEmbeddings
+    from reflexarc.policy.statevla.config import StateVLAConfig
+    from reflexarc.policy.statevla.model import StateVLA
+
+    contract = PolicyContract(
+        family="statevla",
+        cameras=libero_cameras(),
+        state=LIBERO_STATE_EEF,
+        action=libero_action(horizon=10),
+    )
+    rng = np.random.default_rng(0)
+    statistics = NormalizationStatistics(
+        state=FeatureStatistics.from_rows(rng.normal(size=(50, 8)), contract.state.names),
+        action=FeatureStatistics.from_rows(rng.uniform(-1, 1, (50, 7)), contract.action.names),
+        dataset_fingerprint="random numbers",
+    )
+    config = StateVLAConfig(
+        d_model=16,
+        encoder_layers=1,
+        vision=VisionBackboneConfig(name="tiny_random"),
+        language_dimension=16,
+        state_hidden=16,
+        policy_layers=1,
+        policy_mlp_hidden=16,
+        gripper_hidden=16,
+    )
+    torch.manual_seed(0)
+    language = LanguageEmbeddings([INSTRUCTION], torch.randn(1, 16), "random")
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny_random"
+    provenance = {"note": "tiny random weights for tests, never trained"}
+    return save_checkpoint(folder, StateVLA(config, contract, language), statistics, provenance)
+
+
+@pytest.fixture
+def libero_request() -> Callable[..., dict[str, Any]]:
+    """What openpi's LIBERO example sends, with pixels of noise."""
+
+    def make(**changes: Any) -> dict[str, Any]:
+        rng = np.random.default_rng(0)
+        request = {
+            "observation/image": rng.integers(0, 256, (224, 224, 3), dtype=np.uint8),
+            "observation/wrist_image": rng.integers(0, 256, (224, 224, 3), dtype=np.uint8),
+            "observation/state": rng.normal(size=8),
+            "prompt": INSTRUCTION,
+        }
+        return {**request, **changes}
+
+    return make
