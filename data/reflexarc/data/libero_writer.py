@@ -203,8 +203,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def _write_demonstration(group: Any, demo: Demonstration) -> None:
     """LIBERO's datasets and attributes of one demonstration.
 
-    Images are stored raw: a training epoch reads them at the disk's speed, and files compressed
-    without loss would be little smaller (textures and noise of the renderer).
+    Images are stored raw: lzf, a frame a chunk, makes them a third smaller and reading them six
+    times slower (0.7 against 0.12 ms a frame of 256 px).
     """
     length = len(demo.actions)
     observations = group.create_group("obs")
