@@ -15,7 +15,6 @@ from reflexarc.data.libero_writer import Demonstration, TaskFileWriter, TaskHead
 
 TASK = "pick_up_the_milk_and_place_it_in_the_basket"
 HEADER = TaskHeader(
-    task_name=TASK,
     instruction="pick up the milk and place it in the basket",
     problem_name="libero_floor_manipulation",
     domain_name="robosuite",

@@ -62,7 +62,6 @@ class Demonstration:
 class TaskHeader:
     """What holds for all demonstrations of a task; ``attributes`` are added to ``data``'s own."""
 
-    task_name: str
     instruction: str
     problem_name: str
     domain_name: str

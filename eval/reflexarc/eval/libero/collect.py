@@ -234,7 +234,6 @@ def _assemble(settings: CollectionSettings, output: Path, task: LiberoTask) -> P
     writer = TaskFileWriter(output, task.name)
     return writer.assemble(
         TaskHeader(
-            task_name=task.name,
             instruction=task.instruction,
             problem_name=problem["problem_name"],
             domain_name=problem["domain_name"],
