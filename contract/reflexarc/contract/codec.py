@@ -4,10 +4,10 @@ An array travels as ``{b"__ndarray__": True, b"data", b"dtype", b"shape"}`` and 
 ``{b"__npgeneric__": True, b"data", b"dtype"}``. Decoding first walks the frame's structure
 without allocating (depth, container lengths, total values, every length inside the frame), then
 lets msgpack decode it; an array's dtype, shape and length are checked before the view is made.
-Arrays come back as read-only views of the received bytes.
+Arrays come back as read-only views of the bytes that msgpack copied out of the frame.
 
 Also understood when decoding: the same map with ``str`` keys (vla-eval), msgpack-numpy's
-``{b"nd": True, ...}`` without its pickle path, and ``__image__`` maps, which become
+``{b"nd": ...}`` without its pickle path, and ``__image__`` maps, which become
 :class:`EncodedImage` and are decoded later, away from the event loop.
 """
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -86,6 +85,11 @@ def unpack(frame: bytes | bytearray | memoryview, *, max_bytes: int = MAX_FRAME_
 def _to_map(value: object) -> object:
     if isinstance(value, np.ndarray):
         _refuse_kind(value.dtype)
+        if value.ndim > MAX_DIMENSIONS or max(value.shape, default=0) > MAX_DIMENSION:
+            raise TypeError(
+                f"an array {value.shape} cannot travel; at most {MAX_DIMENSIONS} dimensions of "
+                f"at most {MAX_DIMENSION}"
+            )
         return {
             b"__ndarray__": True,
             b"data": value.tobytes(),
@@ -121,6 +125,8 @@ def _from_map(fields: dict[Any, Any]) -> Any:
         if _get(fields, "kind") not in (b"", "", None):
             raise CodecError("a msgpack-numpy array of this kind would need pickle: refused")
         return _array(_get(fields, "data"), _get(fields, "type"), _get(fields, "shape"))
+    if _get(fields, "nd") is False and _get(fields, "type") is not None:  # its scalar
+        return _array(_get(fields, "data"), _get(fields, "type"), ())[()]
     return fields
 
 
@@ -159,18 +165,25 @@ def _array(data: object, dtype: object, shape: object) -> np.ndarray[Any, Any]:
     expected = math.prod(shape) * parsed.itemsize
     if expected != len(data):
         raise CodecError(f"array {parsed} {tuple(shape)} needs {expected} bytes, got {len(data)}")
-    return np.frombuffer(data, dtype=parsed).reshape(shape)
+    try:
+        return np.frombuffer(data, dtype=parsed).reshape(shape)
+    except ValueError as error:  # an empty array whose other dimensions overflow
+        raise CodecError(f"array shape {tuple(shape)} is refused: {error}") from error
 
 
 def _scalar(value: object, dtype: object) -> np.generic:
     parsed = parse_dtype(dtype)
-    if not isinstance(value, bool | int | float):
-        raise CodecError(f"a numpy scalar must hold a number, got {type(value).__name__}")
-    try:
-        with np.errstate(over="ignore"):
-            scalar: np.generic = parsed.type(value)
-    except (OverflowError, ValueError) as error:
-        raise CodecError(f"{str(value)[:40]} does not fit into {parsed}") from error
+    if parsed.kind == "b":
+        fits = isinstance(value, bool)
+    elif parsed.kind == "f":
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+    else:
+        limits = np.iinfo(parsed)
+        fits = type(value) is int and limits.min <= value <= limits.max
+    if not fits:
+        raise CodecError(f"{str(value)[:40]} ({type(value).__name__}) does not fit into {parsed}")
+    with np.errstate(over="ignore"):
+        scalar: np.generic = parsed.type(value)
     return scalar
 
 
@@ -191,14 +204,35 @@ def _image(fields: Mapping[Any, Any]) -> EncodedImage:
     return EncodedImage(image_format, data, tuple(shape))
 
 
-# First byte of a msgpack value -> how it continues: https://github.com/msgpack/msgpack spec.md
-_FIXED_PAYLOAD = {
-    0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8,
-    0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8,
-}  # fmt: skip
-_LENGTH_FORMAT = {
-    0xC4: ">B", 0xC5: ">H", 0xC6: ">I", 0xD9: ">B", 0xDA: ">H", 0xDB: ">I",
-    0xDC: ">H", 0xDD: ">I", 0xDE: ">H", 0xDF: ">I",
+def _fixed_sizes() -> list[tuple[int, int] | None]:
+    """First byte of a msgpack value -> (bytes of payload, child values); None where stated later.
+
+    After https://github.com/msgpack/msgpack/blob/master/spec.md.
+    """
+    sizes: list[tuple[int, int] | None] = [None] * 256
+    for first in (*range(0x80), *range(0xE0, 0x100)):  # small integers
+        sizes[first] = (0, 0)
+    for count in range(16):
+        sizes[0x80 + count] = (0, 2 * count)  # map
+        sizes[0x90 + count] = (0, count)  # array
+    for length in range(32):
+        sizes[0xA0 + length] = (length, 0)  # str
+    for first in (0xC0, 0xC2, 0xC3):  # nil, false, true
+        sizes[first] = (0, 0)
+    for first, length in ((0xCA, 4), (0xCB, 8)):  # floats
+        sizes[first] = (length, 0)
+    for power in range(4):  # unsigned and signed integers
+        sizes[0xCC + power] = sizes[0xD0 + power] = (1 << power, 0)
+    return sizes
+
+
+_FIXED_SIZES = _fixed_sizes()
+# First byte -> (bytes of the length, length counts bytes, child values a unit of length).
+_STATED_SIZES = {
+    0xC4: (1, True, 0), 0xC5: (2, True, 0), 0xC6: (4, True, 0),  # bin
+    0xD9: (1, True, 0), 0xDA: (2, True, 0), 0xDB: (4, True, 0),  # str
+    0xDC: (2, False, 1), 0xDD: (4, False, 1),  # array
+    0xDE: (2, False, 2), 0xDF: (4, False, 2),  # map
 }  # fmt: skip
 
 
@@ -208,56 +242,49 @@ def _check_structure(frame: bytes | bytearray | memoryview) -> None:
     A list of one-byte values costs eight bytes of pointers a value once decoded, so the number
     of values is bounded here, and a container's stated length is checked against the cap.
     """
-    position, values = 0, 0
-    remaining = [1]  # values still to come in each open container
-    while remaining:
-        if remaining[-1] == 0:
-            remaining.pop()
+    end, position, values = len(frame), 0, 1
+    left = 1  # values still to come in the innermost open container
+    outer: list[int] = []  # the same of the containers around it
+    while left or outer:
+        if not left:
+            left = outer.pop()
             continue
-        remaining[-1] -= 1
-        values += 1
-        if values > MAX_VALUES:
-            raise CodecError(f"more than {MAX_VALUES} values in one frame; send arrays as arrays")
-        position, children = _next_value(frame, position)
-        if children:
-            if len(remaining) > MAX_DEPTH:
-                raise CodecError(f"nested deeper than {MAX_DEPTH}")
-            remaining.append(children)
-    if position != len(frame):
-        raise CodecError(f"{len(frame) - position} bytes follow the message")
-
-
-def _next_value(frame: bytes | bytearray | memoryview, position: int) -> tuple[int, int]:
-    """``(position after the value's header and payload, number of child values)``."""
-    if position >= len(frame):
-        raise CodecError(f"the frame ends in the middle of a message, after {len(frame)} bytes")
-    first = frame[position]
-    position += 1
-    payload, children = 0, 0
-    if first <= 0x7F or first >= 0xE0:
-        pass
-    elif first <= 0x8F:
-        children = 2 * (first & 0x0F)
-    elif first <= 0x9F:
-        children = first & 0x0F
-    elif first <= 0xBF:
-        payload = first & 0x1F
-    elif first in _FIXED_PAYLOAD:
-        payload = _FIXED_PAYLOAD[first]
-    elif first in _LENGTH_FORMAT:
-        try:
-            (length,) = struct.unpack_from(_LENGTH_FORMAT[first], frame, position)
-        except struct.error:
-            raise CodecError("the frame ends in the middle of a length") from None
-        position += struct.calcsize(_LENGTH_FORMAT[first])
-        if first < 0xDC:
-            payload = length
-        elif length > MAX_CONTAINER_LENGTH:
-            raise CodecError(f"a container of {length} values is above {MAX_CONTAINER_LENGTH}")
+        left -= 1
+        if position >= end:
+            raise CodecError(f"the frame ends in the middle of a message, after {end} bytes")
+        sizes = _FIXED_SIZES[frame[position]]
+        position += 1
+        if sizes is None:
+            position, payload, children = _stated_size(frame, position)
         else:
-            children = length if first <= 0xDD else 2 * length
-    else:
+            payload, children = sizes
+        position += payload
+        if position > end:
+            raise CodecError(f"a value of {payload} bytes runs past the end of the frame")
+        if children:
+            values += children
+            if values > MAX_VALUES:
+                raise CodecError(f"more than {MAX_VALUES} values in a frame; send arrays as arrays")
+            if len(outer) >= MAX_DEPTH:
+                raise CodecError(f"nested deeper than {MAX_DEPTH}")
+            outer.append(left)
+            left = children
+    if position != end:
+        raise CodecError(f"{end - position} bytes follow the message")
+
+
+def _stated_size(frame: bytes | bytearray | memoryview, position: int) -> tuple[int, int, int]:
+    """``(position after the length, payload, child values)`` of a value that states its length."""
+    first = frame[position - 1]
+    if first not in _STATED_SIZES:
         raise CodecError(f"byte 0x{first:02x} at {position - 1}: extension types are refused")
-    if position + payload > len(frame):
-        raise CodecError(f"a value of {payload} bytes runs past the end of the frame")
-    return position + payload, children
+    width, counts_bytes, children = _STATED_SIZES[first]
+    stated = frame[position : position + width]
+    if len(stated) < width:
+        raise CodecError("the frame ends in the middle of a length")
+    length = int.from_bytes(stated, "big")
+    if counts_bytes:
+        return position + width, length, 0
+    if length > MAX_CONTAINER_LENGTH:
+        raise CodecError(f"a container of {length} values is above {MAX_CONTAINER_LENGTH}")
+    return position + width, 0, children * length

@@ -123,16 +123,30 @@ class ActionChunk:
         """Build from a decoded map; raises CodecError when it is not an action chunk."""
         if not isinstance(message, Mapping) or "actions" not in message:
             raise CodecError("the reply is no action chunk: it has no field 'actions'")
-        actions = np.asarray(message["actions"], dtype=np.float32)
+        try:  # JSON brings lists
+            actions = np.asarray(message["actions"], dtype=np.float32)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise CodecError(f"actions are not numbers: {error}", field="actions") from error
         if actions.ndim != 2:
-            raise CodecError(f"actions must be (horizon, dimension), got shape {actions.shape}")
+            raise CodecError(
+                f"actions must be (horizon, dimension), got shape {actions.shape}", field="actions"
+            )
+        for key, expected in _REPLY_TYPES.items():
+            value = message.get(key)
+            if value is not None and (not isinstance(value, expected) or isinstance(value, bool)):
+                raise CodecError(
+                    f"{key} must be {expected.__name__}, got {type(value).__name__}", field=key
+                )
         return cls(
             actions=actions,
-            seed=int(message.get("seed", 0)),
+            seed=message.get("seed") or 0,
             request_id=message.get("request_id"),
             session_id=message.get("session_id"),
-            timing=dict(message.get("timing", {})),
+            timing=dict(message.get("timing") or {}),
         )
+
+
+_REPLY_TYPES: dict[str, type] = {"seed": int, "request_id": str, "session_id": str, "timing": dict}
 
 
 def check_observation(contract: PolicyContract, observation: Observation) -> None:
