@@ -17,6 +17,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from reprlib import repr as short
 from typing import Any
 
 import msgpack
@@ -143,7 +144,7 @@ def parse_dtype(text: object) -> np.dtype[Any]:
     if isinstance(text, bytes):
         text = text.decode("ascii", errors="replace")
     if not isinstance(text, str) or _DTYPE.fullmatch(text) is None:
-        raise CodecError(f"dtype {str(text)[:40]!r} is refused; use bool, integers or floats")
+        raise CodecError(f"dtype {short(text)} is refused; use bool, integers or floats")
     return np.dtype(text)
 
 
@@ -160,7 +161,7 @@ def _array(data: object, dtype: object, shape: object) -> np.ndarray[Any, Any]:
         raise CodecError(f"array shape must be a list of at most {MAX_DIMENSIONS} dimensions")
     for size in shape:
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= MAX_DIMENSION:
-            raise CodecError(f"array dimension {str(size)[:40]} is outside 0..{MAX_DIMENSION}")
+            raise CodecError(f"array dimension {short(size)} is outside 0..{MAX_DIMENSION}")
     # Python integers do not overflow, so a huge product cannot wrap to the data's length.
     expected = math.prod(shape) * parsed.itemsize
     if expected != len(data):
@@ -181,7 +182,7 @@ def _scalar(value: object, dtype: object) -> np.generic:
         limits = np.iinfo(parsed)
         fits = type(value) is int and limits.min <= value <= limits.max
     if not fits:
-        raise CodecError(f"{str(value)[:40]} ({type(value).__name__}) does not fit into {parsed}")
+        raise CodecError(f"{short(value)} ({type(value).__name__}) does not fit into {parsed}")
     with np.errstate(over="ignore"):
         scalar: np.generic = parsed.type(value)
     return scalar
@@ -192,7 +193,7 @@ def _image(fields: Mapping[Any, Any]) -> EncodedImage:
     if isinstance(image_format, bytes):
         image_format = image_format.decode("ascii", errors="replace")
     if image_format not in _IMAGE_FORMATS:
-        raise CodecError(f"image format {str(image_format)[:40]!r} is not one of {_IMAGE_FORMATS}")
+        raise CodecError(f"image format {short(image_format)} is not one of {_IMAGE_FORMATS}")
     if not isinstance(data, bytes):
         raise CodecError(f"image data must be bytes, got {type(data).__name__}")
     if shape is None:
@@ -200,7 +201,7 @@ def _image(fields: Mapping[Any, Any]) -> EncodedImage:
     if not isinstance(shape, list | tuple) or len(shape) > 3:
         raise CodecError("image shape must be a list of at most 3 dimensions")
     if not all(type(size) is int and 0 <= size <= MAX_DIMENSION for size in shape):
-        raise CodecError(f"image shape {shape} is refused")
+        raise CodecError(f"image shape {short(shape)} is refused")
     return EncodedImage(image_format, data, tuple(shape))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from reprlib import repr as short
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from reflexarc.contract.policy_contract import PolicyContract
 
 MAX_INSTRUCTION_CHARACTERS = 4096
 MAX_IDENTIFIER_CHARACTERS = 128
+_CAMERAS_NAMED = 8
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,9 @@ class Observation:
         for key in message:
             if key not in known:
                 raise CodecError(
-                    f"unknown field {key!r} in an observation; known: {', '.join(sorted(known))}",
-                    field=str(key),
+                    f"unknown field {short(key)} in an observation; "
+                    f"known: {', '.join(sorted(known))}",
+                    field=str(key)[:MAX_IDENTIFIER_CHARACTERS],
                 )
         for key in ("images", "state"):
             if key not in message:
@@ -167,14 +170,14 @@ def check_observation(contract: PolicyContract, observation: Observation) -> Non
 def _image_problems(contract: PolicyContract, observation: Observation) -> list[tuple[str, str]]:
     found = []
     wanted = set(contract.camera_names)
-    for name in observation.images:
-        if name not in wanted:
-            found.append((f"images.{name}", f"no such camera; expected {sorted(wanted)}"))
+    unknown = [str(name)[:64] for name in observation.images if name not in wanted]
+    for name in unknown[:_CAMERAS_NAMED]:  # a frame may hold thousands of them
+        found.append((f"images.{name}", f"no such camera; expected {sorted(wanted)}"))
     for camera in contract.cameras:
         key = f"images.{camera.name}"
         if camera.name not in observation.images:
-            came = sorted(map(str, observation.images)) or "none"
-            found.append((key, f"missing; cameras that came: {came}"))
+            came = sorted(str(name)[:64] for name in observation.images)[:_CAMERAS_NAMED]
+            found.append((key, f"missing; cameras that came: {came or 'none'}"))
             continue
         image = observation.images[camera.name]
         expected = (camera.height, camera.width, 3)
