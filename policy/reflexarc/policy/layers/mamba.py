@@ -42,7 +42,9 @@ def scan_backend(device: torch.device) -> str:
 class Mamba(nn.Module):
     """A selective state-space mixer: ``(B, L, d_model)`` to the same, causal in L.
 
-    ``A_log`` and ``D`` stay in fp32 and carry ``_no_weight_decay``, as in mamba_ssm. Without
+    Every linear layer gets contiguous tokens: torch multiplies strided ones in another order
+    when weights require a gradient than when they do not, and a served chunk must equal the
+    trained one to the last bit. ``A_log`` and ``D`` stay in fp32 and carry ``_no_weight_decay``, as in mamba_ssm. Without
     its norm, a block has 437,760 parameters at ``d_model`` 256.
     """
 
@@ -76,9 +78,9 @@ class Mamba(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         hidden, gate = self.in_proj(tokens).chunk(2, dim=-1)
-        hidden = F.silu(self._causal_convolution(hidden))
+        hidden = F.silu(self._causal_convolution(hidden)).contiguous()
         dt, B, C = self.x_proj(hidden).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        delta = F.softplus(self.dt_proj(dt))
+        delta = F.softplus(self.dt_proj(dt.contiguous()))
         A = -torch.exp(self.A_log.float())
         scanned = _scan(hidden, delta, A, B, C)
         # addcmul keeps hidden · D from being materialised

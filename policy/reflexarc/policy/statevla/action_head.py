@@ -36,7 +36,7 @@ class FlowMatchingHead(nn.Module):
         time = self.time(self.time_embedding(t))[:, None]
         actions = self.action_in(x_t) + self.position
         outputs = self.stack(torch.cat([time, self.context(z), actions], dim=1))
-        velocity: Tensor = self.action_out(outputs[:, -x_t.shape[1] :])
+        velocity: Tensor = self.action_out(outputs[:, -x_t.shape[1] :].contiguous())
         return velocity
 
 

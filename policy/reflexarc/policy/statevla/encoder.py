@@ -65,6 +65,7 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(config.d_model)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        outputs = self.stack(tokens)[:, -self.latent_tokens :]
+        # Contiguous for the reason that Mamba gives.
+        outputs = self.stack(tokens)[:, -self.latent_tokens :].contiguous()
         z: Tensor = self.norm(self.projection(outputs))
         return z
