@@ -126,8 +126,9 @@ class ActionChunk:
         """Build from a decoded map; raises CodecError when it is not an action chunk."""
         if not isinstance(message, Mapping) or "actions" not in message:
             raise CodecError("the reply is no action chunk: it has no field 'actions'")
-        try:  # JSON brings lists
-            actions = np.asarray(message["actions"], dtype=np.float32)
+        try:  # JSON brings lists; what overflows float32 becomes inf, which the client refuses
+            with np.errstate(over="ignore"):
+                actions = np.asarray(message["actions"], dtype=np.float32)
         except (TypeError, ValueError, OverflowError) as error:
             raise CodecError(f"actions are not numbers: {error}", field="actions") from error
         if actions.ndim != 2:
