@@ -121,12 +121,15 @@ def test_a_drawn_seed_is_told_and_gives_the_chunk_again(
 
 
 def test_rows_do_not_depend_on_their_batch(runtime: PolicyRuntime, observe: Observe) -> None:
-    together = runtime.infer([observe(1), observe(2, instruction="pick up the butter")])
-    (alone,) = runtime.infer([observe(2, instruction="pick up the butter")])
-    np.testing.assert_allclose(together[1].actions, alone.actions, atol=1e-5)
-    swapped = runtime.infer([observe(2, instruction="pick up the butter"), observe(1)])
-    np.testing.assert_array_equal(swapped[0].actions, together[1].actions)
-    np.testing.assert_array_equal(swapped[1].actions, together[0].actions)
+    butter = observe(2, instruction="pick up the butter")
+    together = runtime.infer([observe(1), butter])
+    others = runtime.infer([observe(3, instruction="pick up the butter"), butter])
+    np.testing.assert_array_equal(others[1].actions, together[1].actions)
+    # Alone or elsewhere in the batch, threads share out the work in another way.
+    (alone,) = runtime.infer([butter])
+    swapped = runtime.infer([butter, observe(1)])
+    for chunk in (alone, swapped[0]):
+        np.testing.assert_allclose(chunk.actions, together[1].actions, atol=1e-5)
 
 
 def test_rows_with_other_denoising_steps_keep_their_places(saved: Path, observe: Observe) -> None:

@@ -23,8 +23,8 @@ _CACHED_TASKS = 256
 class PolicyRuntime:
     """Answers batches of observations. To be called from one thread at a time.
 
-    A chunk depends on its observation, its seed and the shape of the batch only: rows are
-    bit-identical at equal batch shape and within 1e-5 across shapes.
+    A chunk depends on its observation and its seed, not on its neighbours: it is bit-identical at
+    equal batch shape and place in the batch, and within 1e-5 otherwise.
     """
 
     def __init__(self, loaded: LoadedPolicy, *, denoising_steps: int | None = None):

@@ -44,8 +44,8 @@ class Mamba(nn.Module):
 
     Every linear layer gets contiguous tokens: torch multiplies strided ones in another order
     when weights require a gradient than when they do not, and a served chunk must equal the
-    trained one to the last bit. ``A_log`` and ``D`` stay in fp32 and carry ``_no_weight_decay``, as in mamba_ssm. Without
-    its norm, a block has 437,760 parameters at ``d_model`` 256.
+    trained one to the last bit. ``A_log`` and ``D`` stay in fp32 and carry ``_no_weight_decay``,
+    as in mamba_ssm. Without its norm, a block has 437,760 parameters at ``d_model`` 256.
     """
 
     def __init__(self, d_model: int, *, d_state: int = 16, d_conv: int = 4, expand: int = 2):
