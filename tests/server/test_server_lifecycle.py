@@ -173,6 +173,38 @@ def test_sigterm_lets_the_inference_finish_and_exits_with_0(
         process.stdout.close()
 
 
+def test_inference_that_never_ends_does_not_keep_the_process(
+    make_observation: MakeObservation,
+) -> None:
+    code = (
+        "import time\n"
+        "from reflexarc.server import NullPolicy, PolicyServer, PolicyService\n"
+        "from reflexarc.server.lifecycle import open_port\n"
+        "class Hangs(NullPolicy):\n"
+        "    def infer(self, observations):\n"
+        "        print('inferring', flush=True)\n"
+        "        time.sleep(1000)\n"
+        "port = open_port('127.0.0.1', 0)\n"
+        "print(port.getsockname()[1], flush=True)\n"
+        "PolicyServer(PolicyService(Hangs), drain_seconds=0.2).run([port])\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        port = int(process.stdout.readline())
+        with connect(f"ws://127.0.0.1:{port}/v1/policy", compression=None) as connection:
+            connection.recv(timeout=20)
+            connection.send(pack(make_observation().to_wire()))
+            assert process.stdout.readline() == "inferring\n"
+            process.send_signal(signal.SIGTERM)
+            with pytest.raises(ConnectionClosed):
+                connection.recv(timeout=20)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.stdout.close()
+
+
 def test_port_in_use_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

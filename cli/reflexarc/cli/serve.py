@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,9 +53,17 @@ def serve(
     service = PolicyService(
         lambda: CheckpointPolicy.load(checkpoint, resolved, denoising_steps=denoising_steps)
     )
-    PolicyServer(service, on_ready=lambda: typer.echo("Ready. Ctrl-C ends it.")).run([listener])
+    PolicyServer(service, on_ready=_announce_ready).run([listener])
     if service.load_error is not None:
         raise service.load_error
+
+
+def _announce_ready() -> None:
+    # What was loaded stays: leave it out of every later garbage collection, which otherwise
+    # walks all of torch's objects in the middle of some request.
+    gc.collect()
+    gc.freeze()
+    typer.echo("Ready. Ctrl-C ends it.")
 
 
 def describe(contract: PolicyContract) -> str:

@@ -96,7 +96,7 @@ def server_config(service: PolicyService) -> uvicorn.Config:
         create_app(service),
         log_level="warning",
         access_log=False,
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=1,  # after the drain only what hangs is left
         **limits,
     )
 

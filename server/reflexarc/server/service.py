@@ -6,13 +6,13 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from typing import TypeVar
 
 from reflexarc.contract import ReflexarcError
 from reflexarc.contract.errors import NotReadyError
 from reflexarc.server.inference import Inference, internal_error
+from reflexarc.server.worker import Worker
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -45,7 +45,7 @@ class PolicyService:
     def __init__(self, load: Callable[[], Inference], *, max_waiting: int = 64) -> None:
         self._load = load
         self._max_waiting = max_waiting
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        self._worker = Worker("inference")
         self._inference: Inference | None = None
         self._settled = asyncio.Event()
         self._idle = asyncio.Event()
@@ -61,9 +61,8 @@ class PolicyService:
         self._loading = asyncio.get_running_loop().create_task(self._load_in_worker())
 
     async def _load_in_worker(self) -> None:
-        loop = asyncio.get_running_loop()
         try:
-            self._inference = await loop.run_in_executor(self._executor, self._load)
+            self._inference = await self._worker.run(self._load)
             contract = self._inference.contract.model_dump_json().encode()
             self.contract_tag = hashlib.sha256(contract).hexdigest()[:16]
         except ReflexarcError as error:
@@ -102,7 +101,7 @@ class PolicyService:
 
     async def run(self, work: Callable[[], Result]) -> Result:
         """Run ``work`` in the worker thread, after what was asked before it."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        return await self._worker.run(work)
 
     async def drain(self, timeout: float) -> bool:
         """Refuse new requests, wait for those in flight; False when some did not end in time."""
@@ -116,7 +115,7 @@ class PolicyService:
 
     def close(self) -> None:
         """Let the worker thread end after its current work."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._worker.close()
 
     def _enter(self) -> None:
         self._in_flight += 1
