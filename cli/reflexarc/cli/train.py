@@ -57,6 +57,7 @@ def train(
     from rich.console import Console
 
     from reflexarc.policy.devices import resolve_device
+    from reflexarc.policy.memory import keep_freed_memory
     from reflexarc.training.recipe_files import load_recipe
     from reflexarc.training.report import plan_table, summary_table
     from reflexarc.training.session import (
@@ -70,6 +71,7 @@ def train(
     if resume and fresh:
         raise ConfigError("give --resume or --fresh, not both")
     console = Console()
+    keep_freed_memory()
     use_threads(threads)
     loaded = load_recipe(recipe, set_ or [])
     if data:
