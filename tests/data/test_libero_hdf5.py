@@ -14,7 +14,6 @@ import pytest
 
 from reflexarc.contract.errors import DatasetError
 from reflexarc.data import open_libero
-from reflexarc.data.libero_writer import Demonstration, TaskFileWriter, TaskHeader
 
 EEF = "eef3+axisangle3+fingers2"
 JOINT = "joint7+fingers2"
@@ -151,41 +150,3 @@ def test_fingerprint_follows_actions_and_names(write_file: WriteFile) -> None:
     assert changed != before
     renamed = path.rename(path.with_name("other_demo.hdf5"))
     assert open_libero([renamed]).fingerprint() not in (before, changed)
-
-
-def test_reads_what_the_writer_wrote(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    steps, frames = 10, np.array([0, 4, 8])
-    demonstration = Demonstration(
-        attempt=3,
-        seed=77,
-        actions=rng.uniform(-1, 1, (steps, 7)),
-        states=rng.normal(size=(steps, 20)),
-        eef_positions=rng.normal(size=(steps, 3)),
-        eef_quaternions=rng.normal(size=(steps, 4)),
-        eef_axis_angles=rng.normal(size=(steps, 3)),
-        finger_positions=rng.normal(size=(steps, 2)),
-        joint_positions=rng.normal(size=(steps, 7)),
-        image_steps=frames,
-        images={
-            name: rng.integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
-            for name in ("agentview", "eye_in_hand")
-        },
-        object_poses={"milk_1": {"position": [0.0, 0.0, 0.0], "quaternion": [0, 0, 0, 1]}},
-        model_file="<mujoco/>",
-    )
-    header = TaskHeader("get_milk", "get the milk", "P", "d", "a.bddl", "()", 16, 4, 0.1, 5)
-    writer = TaskFileWriter(tmp_path, "get_milk")
-    writer.add(demonstration)
-    writer.assemble(header)
-
-    (episode,) = open_libero([tmp_path]).episodes
-    assert (episode.task_name, episode.instruction) == ("get_milk", "get the milk")
-    assert (episode.length, episode.seed, episode.render_stride) == (steps, 77, 4)
-    assert episode.alignment == "before_action" and episode.image_shape == (16, 16, 3)
-    np.testing.assert_array_equal(episode.image_steps, frames)
-    np.testing.assert_array_equal(episode.actions(), demonstration.actions)
-    np.testing.assert_array_equal(episode.states(EEF)[:, 3:6], demonstration.eef_axis_angles)
-    np.testing.assert_array_equal(episode.states(JOINT)[:, :7], demonstration.joint_positions)
-    for camera, pixels in demonstration.images.items():
-        np.testing.assert_array_equal(episode.images(camera, range(3)), pixels)
