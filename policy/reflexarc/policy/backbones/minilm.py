@@ -28,7 +28,9 @@ class MiniLMEncoder:
         if find_spec("transformers") is None:
             raise MissingExtraError("embedding instructions", "train", "transformers")
         from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self._model = AutoModel.from_pretrained(folder, local_files_only=True).float().eval()
 
