@@ -47,6 +47,10 @@ class Inference(Protocol):
         """One chunk an observation. Observations were checked; each has its seed."""
         ...
 
+    def warm_up(self) -> None:
+        """Do once whatever makes a first inference slow; called before the server is ready."""
+        ...
+
 
 def handshake(inference: Inference) -> dict[str, Any]:
     """The map that a client of our own protocol reads first."""

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from reflexarc.contract import ActionChunk, Observation, PolicyContract
+from reflexarc.contract.errors import UnknownInstructionError
 
 if TYPE_CHECKING:
     from reflexarc.policy.checkpoint import LoadedPolicy
+    from reflexarc.policy.interface import Policy
+
+logger = logging.getLogger(__name__)
 
 
 def verify_checkpoint(directory: Path) -> PolicyContract:
@@ -32,6 +40,7 @@ class CheckpointPolicy:
         from reflexarc.policy.runtime import PolicyRuntime
 
         self._runtime = PolicyRuntime(loaded, denoising_steps=denoising_steps)
+        self._known_instruction = known_instruction(loaded.policy)
         sampling = loaded.policy.sampling
         self._sampling = {
             "noise_shape": list(sampling.noise_shape) if sampling.noise_shape else None,
@@ -59,3 +68,35 @@ class CheckpointPolicy:
 
     def infer(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         return self._runtime.infer(observations)
+
+    def warm_up(self) -> None:
+        """Infer once on black images: allocators and kernels are slow only the first time.
+
+        Raises InferenceError when the policy's actions are not finite, as any request would.
+        """
+        started = time.perf_counter()
+        try:
+            self.infer([blank_observation(self.contract, self._known_instruction)])
+        except UnknownInstructionError:
+            logger.info("not warmed up: the checkpoint names no instruction that it understands")
+            return
+        logger.info("warmed up in %.0f ms", (time.perf_counter() - started) * 1000)
+
+
+def blank_observation(contract: PolicyContract, instruction: str | None) -> Observation:
+    """Black images and a state of zeros, valid under the contract."""
+    images = {
+        camera.name: np.zeros((camera.height, camera.width, 3), np.uint8)
+        for camera in contract.cameras
+    }
+    if instruction is None and contract.needs_language:
+        instruction = "wait"  # some policies understand any text
+    return Observation(images, np.zeros(contract.state.dimension), instruction, seed=0)
+
+
+def known_instruction(policy: Policy) -> str | None:
+    """An instruction among the language embeddings in the checkpoint; None where it has none."""
+    from reflexarc.policy.language import INDEX_FILE, LanguageEmbeddings
+
+    files = policy.extra_files()
+    return LanguageEmbeddings.from_files(files).instructions[0] if INDEX_FILE in files else None

@@ -45,6 +45,9 @@ class NullPolicy:
     def infer(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         return [self._chunk(observation) for observation in observations]
 
+    def warm_up(self) -> None:
+        """Nothing to warm: its first chunk costs what every other costs."""
+
     def _chunk(self, observation: Observation) -> ActionChunk:
         action = self._contract.action
         seed = observation.seed or 0

@@ -22,13 +22,14 @@ class Phase(str, Enum):
     """What ``/readyz`` says."""
 
     LOADING = "loading"
+    WARMING = "warming"
     READY = "ready"
     DRAINING = "draining"
     FAILED = "failed"
 
 
 class PolicyService:
-    """Loads a policy in its worker thread, then runs everything that touches it there.
+    """Loads and warms a policy in its worker thread, then runs all that touches it there.
 
     One thread: a device runs one inference at a time, and a second would only slow the first.
 
@@ -38,7 +39,7 @@ class PolicyService:
 
     Attributes:
         phase: what ``/readyz`` says.
-        load_error: why the policy could not be loaded.
+        load_error: why the policy could not be loaded, or failed while it was warmed.
         contract_tag: start of the sha256 of the contract; another policy has another.
     """
 
@@ -62,19 +63,24 @@ class PolicyService:
 
     async def _load_in_worker(self) -> None:
         try:
-            self._inference = await self._worker.run(self._load)
-            contract = self._inference.contract.model_dump_json().encode()
+            inference = await self._worker.run(self._load)
+            contract = inference.contract.model_dump_json().encode()
             self.contract_tag = hashlib.sha256(contract).hexdigest()[:16]
+            if self.phase is Phase.LOADING:  # a server that drains already needs no warmth
+                self.phase = Phase.WARMING
+                await self._worker.run(inference.warm_up)
+            self._inference = inference
         except ReflexarcError as error:
             self.load_error = error
         except Exception:
-            self.load_error = internal_error("the policy could not be loaded")
-        if self.phase is Phase.LOADING:
+            what = "loaded" if self.phase is Phase.LOADING else "warmed up"
+            self.load_error = internal_error(f"the policy could not be {what}")
+        if self.phase is not Phase.DRAINING:
             self.phase = Phase.FAILED if self._inference is None else Phase.READY
         self._settled.set()
 
     async def wait_until_loaded(self) -> Inference:
-        """The policy, once loaded. Raises NotReadyError when loading failed."""
+        """The policy, once warm. Raises NotReadyError when loading or warming failed."""
         await self._settled.wait()
         if self._inference is None:
             reason = self.load_error.message if self.load_error else "loading was interrupted"
