@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from reflexarc.server import BackgroundServer
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "robot_loop.py"
@@ -17,5 +19,8 @@ def test_example_runs(policy_server: BackgroundServer) -> None:
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     lines = finished.stdout.splitlines()
-    assert len(lines) == 41
-    assert lines[-1].startswith("5 chunks")
+    assert [int(line.split()[0]) for line in lines] == list(range(40))
+    actions = np.array([line.partition("[")[2].rstrip("]").split() for line in lines], float)
+    assert actions.shape == (40, 7)
+    assert len(np.unique(actions, axis=0)) == 40, "an action of the null policy's was repeated"
+    assert np.abs(actions).max() <= 1
