@@ -5,8 +5,11 @@ set -euo pipefail
 packages=(libosmesa6 libegl1 libgl1-mesa-dri libgl1 libgles2)
 [ "$(uname -s)" = Linux ] || exit 0
 
-# ldconfig lives in /sbin, which is not on every user's PATH.
-present() { "$(command -v ldconfig || echo /sbin/ldconfig)" -p | grep -q "$1"; }
+# ldconfig lives in /sbin, which is not on every user's PATH. Its list is read once, whole: under
+# pipefail a grep that leaves at the first match would fail the pipe now and then.
+installed() { "$(command -v ldconfig || echo /sbin/ldconfig)" -p 2>/dev/null || true; }
+libraries=$(installed)
+present() { [[ $libraries == *"$1"* ]]; }
 if present libOSMesa.so && present libEGL.so && present libGL.so; then exit 0; fi
 
 if ! command -v apt-get >/dev/null; then
