@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -168,6 +169,23 @@ def test_reply_that_takes_too_long_is_not_taken_for_the_next(
                     client.infer(observe(seed=1))
                 time.sleep(0.8)
                 assert client.infer(observe(seed=2)).seed == 2
+
+
+def test_reply_that_came_after_ctrl_c_is_not_taken_for_the_next(observe: MakeObservation) -> None:
+    class SlowOnce(NullPolicy):
+        def infer(self, observations: Any) -> Any:
+            time.sleep(1.0 if observations[0].seed == 1 else 0.0)
+            return super().infer(observations)
+
+    with BackgroundServer(SlowOnce) as server, PolicyClient(server.url) as client:
+        before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            with pytest.raises(KeyboardInterrupt):
+                client.infer(observe(seed=1))
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        assert client.infer(observe(seed=2)).seed == 2
 
 
 def fake_first_frame(frame: bytes | str) -> Any:

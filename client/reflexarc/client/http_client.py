@@ -108,7 +108,9 @@ class HttpPolicyClient:
             ) from error
 
     def _try_again(self, deadline: Deadline, error: Exception) -> None:
-        logger.warning("%s: %s; asking again for up to %.0f s", self.url, error, deadline.left)
+        if not deadline.said:
+            logger.warning("%s: %s; asking again for up to %.0f s", self.url, error, deadline.left)
+            deadline.said = True
         if not deadline.pause():
             raise ServerUnavailableError(
                 f"no policy answered at {self.url} within {deadline.seconds:g} s "

@@ -89,6 +89,7 @@ class Deadline:
         self.seconds = seconds
         self._end = time.monotonic() + seconds
         self._pause = 0.05
+        self.said = False  # whether the wait was announced, which once is enough
 
     @property
     def left(self) -> float:

@@ -123,15 +123,17 @@ class PolicyClient:
         if self._connection is None:
             self._connect(deadline or Deadline(self._retry_for))
         assert self._connection is not None
-        self._connection.send(frame)
         try:
+            self._connection.send(frame)
             reply = self._connection.recv(timeout=self._timeout)
-        except TimeoutError as error:
-            # A reply that comes later would be taken for the next request's.
+        except BaseException as error:
+            # A reply that comes later, after Ctrl-C too, would be taken for the next request's.
             self._drop()
-            raise ServerUnavailableError(
-                f"no reply from {self.url} within {self._timeout:g} s"
-            ) from error
+            if isinstance(error, TimeoutError):
+                raise ServerUnavailableError(
+                    f"no reply from {self.url} within {self._timeout:g} s"
+                ) from error
+            raise
         if isinstance(reply, str):
             raise CodecError(f"{self.url} sent text where a message was due: {reply[:200]}")
         return reply
@@ -150,9 +152,13 @@ class PolicyClient:
                     waiting_said = True
                 if not deadline.pause():
                     raise self._unavailable(deadline, error) from error
-        contract, metadata = read_contract(self.url, message)
-        if hasattr(self, "contract"):
-            check_same_contract(self.url, self.contract, contract)
+        try:
+            contract, metadata = read_contract(self.url, message)
+            if hasattr(self, "contract"):
+                check_same_contract(self.url, self.contract, contract)
+        except BaseException:
+            _close_quietly(connection)
+            raise
         self.contract, self.metadata, self._connection = contract, metadata, connection
 
     def _handshake(self, deadline: Deadline) -> tuple[ClientConnection, Any]:
