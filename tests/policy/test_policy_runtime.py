@@ -172,9 +172,13 @@ def test_bad_observations_are_refused(runtime: PolicyRuntime, observe: Observe) 
     assert runtime.infer([]) == []
 
 
-def test_actions_that_are_not_finite_are_an_error(saved: Path, observe: Observe) -> None:
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_actions_that_are_not_finite_are_an_error(
+    saved: Path, observe: Observe, value: float
+) -> None:
     loaded = load_checkpoint(saved)
-    next(loaded.policy.flow.parameters()).fill_(torch.nan)  # type: ignore[union-attr, operator]
+    # The bias of the last layer: infinity must not be clipped to a full motion.
+    loaded.policy.flow.action_out.bias.fill_(value)  # type: ignore[union-attr, operator]
     with pytest.raises(InferenceError, match="not finite"):
         PolicyRuntime(loaded).infer([observe(1)])
 

@@ -77,8 +77,10 @@ class PolicyRuntime:
         with clock.span("device"):
             actions = self._act(task, frames, state, noise, steps)
         with clock.span("postprocess"):
+            # Before the clip to the limits, which would make an infinite action a full one.
+            finite = bool(torch.isfinite(actions).all())
             robot_actions = self._processor.actions_to_robot(actions)
-        if not np.isfinite(robot_actions).all():
+        if not finite:
             raise InferenceError("the policy's actions are not finite; its weights are damaged")
         return [
             ActionChunk(
