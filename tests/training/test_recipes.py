@@ -97,6 +97,13 @@ def test_an_unknown_recipe_names_the_nearest() -> None:
         load_recipe("absent.yaml")
 
 
+def test_a_recipe_that_is_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"\x80\x02PK\xff")
+    with pytest.raises(ConfigError, match=r"model\.pt cannot be read as a YAML recipe"):
+        load_recipe(str(path))
+
+
 def test_differences_name_keys_and_both_values() -> None:
     first = load_recipe("statevla_tiny")
     second = load_recipe("statevla_tiny", ["training.seed=5"])

@@ -62,6 +62,7 @@ def train(
     from reflexarc.training.report import plan_table, summary_table
     from reflexarc.training.session import (
         check_run_folder,
+        check_space,
         execute,
         open_run_folder,
         plan,
@@ -84,6 +85,7 @@ def train(
     console.print(plan_table(planned.preparation, planned.estimate))
     if dry_run:
         return
+    check_space(planned)  # before --fresh removes anything
     run = open_run_folder(loaded, output, resume=resume, fresh=fresh)
     outcome = execute(planned, run)
     console.print(summary_table(outcome, output))

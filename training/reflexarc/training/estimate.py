@@ -72,7 +72,9 @@ def estimate(preparation: Preparation, output: Path, feature_cache: Path) -> Est
         total_steps=recipe.training.steps or (recipe.training.epochs or 0) * order.steps_per_epoch,
         trained_parameters=trained,
         frozen_parameters=everything - trained,
-        memory=_FLOAT * (everything + 3 * trained + averages) + activation_bytes * order.batch_size,
+        memory=_held_already(policy)
+        + _FLOAT * (3 * trained + averages)
+        + activation_bytes * order.batch_size,
         checkpoint=checkpoint,
         features=features,
         features_cached=cached is not None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,8 @@ from reflexarc.policy.interface import Policy, Task, Tensors
 _FORMAT = 1
 _PROGRESS = "progress.json"
 _MANIFEST = "manifest.json"
+# Older numpy, the newest for Python 3.10, leaves it untyped.
+_open_memmap: Callable[..., npt.NDArray[np.float16]] = np.lib.format.open_memmap
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,7 @@ def _open_arrays(
     partial: Path, rows: Tensors, total: int, *, resume: bool
 ) -> dict[str, npt.NDArray[np.float16]]:
     return {
-        name: np.lib.format.open_memmap(
+        name: _open_memmap(
             partial / f"{name}.npy",
             mode="r+" if resume else "w+",
             dtype=None if resume else np.float16,

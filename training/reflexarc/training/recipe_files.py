@@ -79,7 +79,12 @@ def _read_yaml(name_or_path: str) -> dict[str, Any]:
     if path.suffix in (".yaml", ".yml") or path.is_file():
         if not path.is_file():
             raise ConfigError(f"there is no recipe file {path}", field="recipe")
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"{path} cannot be read as a YAML recipe: {error}", field="recipe"
+            ) from error
     else:
         names = packaged_recipes()
         if name_or_path not in names:

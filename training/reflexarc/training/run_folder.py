@@ -68,6 +68,8 @@ class RunFolder:
         """Keep what ``last`` and ``best`` name; training state only in ``last``."""
         last, best = self.pointed("last"), self.pointed("best")
         for folder in self.checkpoints.iterdir():
+            if not folder.is_dir():
+                continue  # not ours: a file browser's, say
             if folder not in (last, best):
                 shutil.rmtree(folder)
             elif folder != last:

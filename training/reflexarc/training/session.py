@@ -60,6 +60,11 @@ def check_run_folder(recipe: Recipe, output: Path, *, resume: bool, fresh: bool)
         _refuse_other_recipe(load_recipe(str(run.recipe)), recipe, output)
 
 
+def check_space(planned: Planned) -> None:
+    """Raise ConfigError when the run would not fit on the disk."""
+    check_disk(planned.estimate, planned.output)
+
+
 def open_run_folder(recipe: Recipe, output: Path, *, resume: bool, fresh: bool) -> RunFolder:
     """The run's folder, ready to train in; see :func:`check_run_folder` for the errors."""
     check_run_folder(recipe, output, resume=resume, fresh=fresh)
@@ -73,7 +78,6 @@ def open_run_folder(recipe: Recipe, output: Path, *, resume: bool, fresh: bool) 
 
 def execute(planned: Planned, run: RunFolder, *, progress_bar: bool = True) -> Outcome:
     """Compute features, train, and write ``summary.json`` when the run is complete."""
-    check_disk(planned.estimate, planned.output)
     preparation = planned.preparation
     features = preparation.features(planned.feature_cache, progress=progress_bar)
     train, held_out = preparation.sources(features)
