@@ -76,6 +76,31 @@ def test_the_server_gets_a_signal_that_lets_it_finish(tmp_path: Path) -> None:
     assert process.returncode == 0 and (tmp_path / "ended").exists()
 
 
+def test_sigterm_ends_the_server_too(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = int(probe.getsockname()[1])
+    program = (
+        "import time\n"
+        "from pathlib import Path\n"
+        "from reflexarc.cli.demo import _serve\n"
+        f"with _serve(Path({str(tiny_checkpoint)!r}), {port}, Path({str(tmp_path / 'log')!r})):\n"
+        "    print('serving', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        while process.stdout.readline() not in ("serving\n", ""):
+            pass
+        process.terminate()
+        assert process.wait(60) == 143
+    finally:
+        process.kill()
+        process.communicate()
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+
+
 @pytest.mark.slow
 @pytest.mark.simulator
 def test_the_demo_of_this_repository(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -99,6 +100,8 @@ def _serve(checkpoint: Path, port: int, log: Path) -> Iterator[str]:
 
     Raises ServerUnavailableError with the end of its log when it does not become ready.
     """
+    # By default SIGTERM would end this process at once and leave the server behind.
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     command = [*_REFLEXARC, "serve", "--ckpt", str(checkpoint), "--port", str(port)]
     typer.echo(f"Serving:    reflexarc {' '.join(command[len(_REFLEXARC) :])}  (log: {log})")
     with log.open("ab") as sink:
@@ -110,6 +113,7 @@ def _serve(checkpoint: Path, port: int, log: Path) -> Iterator[str]:
             yield f"ws://127.0.0.1:{port}"
         finally:
             _stop(process)
+            signal.signal(signal.SIGTERM, before)
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:

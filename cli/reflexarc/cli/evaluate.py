@@ -120,10 +120,11 @@ def _run(settings: RunSettings) -> Summary:
         return evaluate(settings)
     except (ServerUnavailableError, NotReadyError) as error:
         typer.secho(f"error [{error.code}]: {error.message}", fg=typer.colors.RED, err=True)
+        results = settings.output / "results.jsonl"
+        kept = f"Finished episodes are kept in {results}. " if results.is_file() else ""
         typer.echo(
-            f"Finished episodes are kept in {settings.output / 'results.jsonl'}. Start the "
-            f"server (serve-policy --ckpt ...) at {settings.server}, then run the same command: "
-            "it resumes.",
+            f"{kept}Start the server (serve-policy --ckpt ...) at {settings.server}, then run the "
+            "same command: it resumes.",
             err=True,
         )
         raise typer.Exit(EXIT_SERVER_UNAVAILABLE) from error
