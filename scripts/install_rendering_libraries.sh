@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# MuJoCo renders LIBERO without a screen through OSMesa or EGL: shared libraries that pip cannot bring.
+# Shared libraries that pip cannot bring: MuJoCo renders LIBERO without a screen through EGL or
+# OSMesa, and the OpenCV that robosuite imports needs GLib.
 set -euo pipefail
 
-packages=(libosmesa6 libegl1 libgl1-mesa-dri libgl1 libgles2)
+packages=(libosmesa6 libegl1 libgl1-mesa-dri libgl1 libgles2 libglib2.0-0)
 [ "$(uname -s)" = Linux ] || exit 0
 
 # ldconfig lives in /sbin, which is not on every user's PATH. Its list is read once, whole: under
@@ -10,7 +11,11 @@ packages=(libosmesa6 libegl1 libgl1-mesa-dri libgl1 libgles2)
 installed() { "$(command -v ldconfig || echo /sbin/ldconfig)" -p 2>/dev/null || true; }
 libraries=$(installed)
 present() { [[ $libraries == *"$1"* ]]; }
-if present libOSMesa.so && present libEGL.so && present libGL.so; then exit 0; fi
+# Mesa's EGL renders as well as OSMesa, which new distributions no longer have.
+if present libEGL.so && present libGL.so && present libgthread-2.0.so &&
+  { present libOSMesa.so || present libEGL_mesa.so; }; then
+  exit 0
+fi
 
 if ! command -v apt-get >/dev/null; then
   echo "Headless rendering needs OSMesa or EGL. Install with your package manager what Debian calls: ${packages[*]}" >&2
@@ -23,4 +28,9 @@ if [ "$(id -u)" -ne 0 ]; then
 fi
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
-apt-get install -y -qq "${packages[@]}" >/dev/null
+available=()
+# libglib2.0-0t64: its name since Debian 13 and Ubuntu 24.04.
+for package in "${packages[@]}" libglib2.0-0t64; do
+  if apt-cache show "$package" >/dev/null 2>&1; then available+=("$package"); fi
+done
+apt-get install -y -qq "${available[@]}" >/dev/null
