@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import h5py
 import pytest
 import torch
 import typer
@@ -16,7 +18,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from reflexarc.cli.train import register
-from reflexarc.contract.errors import ConfigError
+from reflexarc.contract.errors import ConfigError, DatasetError
 
 PROGRAM = """
 import sys, typer
@@ -62,6 +64,23 @@ def test_errors_leave_the_command_named(application: typer.Typer, tmp_path: Path
         result = CliRunner().invoke(application, [*arguments, *extra])
         assert isinstance(result.exception, ConfigError)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_hides_its_alignment_trains_once_it_is_said(
+    application: typer.Typer, demonstrations: Path, tmp_path: Path
+) -> None:
+    data = Path(shutil.copytree(demonstrations, tmp_path / "data"))
+    for path in data.glob("*.hdf5"):
+        with h5py.File(path, "r+") as file:
+            del file["data"].attrs["alignment"], file["data"].attrs["tag"]
+            for demo in file["data"].values():
+                demo.attrs.pop("num_samples", None)
+    arguments = ["train", "statevla_tiny", "--output", str(tmp_path / "run"), "--data", str(data)]
+    arguments += ["--threads", "1", "--dry-run"]
+    refused = CliRunner().invoke(application, arguments)
+    assert isinstance(refused.exception, DatasetError) and "say which" in str(refused.exception)
+    said = [*arguments, "--set", "data.alignment=before_action"]
+    assert CliRunner().invoke(application, said, catch_exceptions=False).exit_code == 0
 
 
 def start(output: Path, data: Path, *extra: str) -> subprocess.Popen[str]:

@@ -65,6 +65,8 @@ class DataConfig(RecipeModel):
     ``paths`` are files or folders; empty means ``datasets/<suite>``. ``tasks`` are task names or
     shell patterns (``*soup*``); empty means all. ``validation_fraction`` of each task's episodes
     are held out, drawn with ``split_seed``: whole episodes, never frames of one episode.
+    ``alignment`` says whether observations stand before or after their action, in files that do
+    not show it.
     """
 
     suite: str = "libero_object"
@@ -73,6 +75,7 @@ class DataConfig(RecipeModel):
     episodes_per_task: Positive | None = None
     validation_fraction: Fraction = 0.1
     split_seed: int = 0
+    alignment: Literal["before_action", "after_action"] | None = None
 
 
 class FlowMatchingConfig(RecipeModel):

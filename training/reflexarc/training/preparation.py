@@ -151,7 +151,7 @@ def open_dataset(config: DataConfig) -> LiberoDataset:
                 f"with: reflexarc data collect --suite {config.suite}",
                 field="data.paths",
             )
-    dataset = open_libero(paths)
+    dataset = open_libero(paths, alignment=config.alignment)
     if not config.tasks:
         return dataset
     known = sorted({episode.task_name for episode in dataset.episodes})
@@ -164,7 +164,7 @@ def open_dataset(config: DataConfig) -> LiberoDataset:
             )
     wanted = {name for pattern in config.tasks for name in fnmatch.filter(known, pattern)}
     files = sorted({e.path for e in dataset.episodes if e.task_name in wanted})
-    return open_libero(files)
+    return open_libero(files, alignment=config.alignment)
 
 
 def make_contract(recipe: Recipe, episodes: Sequence[Episode]) -> PolicyContract:
