@@ -188,6 +188,18 @@ def test_reply_that_came_after_ctrl_c_is_not_taken_for_the_next(observe: MakeObs
         assert client.infer(observe(seed=2)).seed == 2
 
 
+@both_clients
+def test_a_server_on_this_machine_is_asked_without_a_proxy(
+    observe: MakeObservation, client_class: Client, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port}")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with BackgroundServer(NullPolicy) as server, client_class(server.url, retry_for=1) as client:
+        assert client.infer(observe(seed=3)).seed == 3
+
+
 def fake_first_frame(frame: bytes | str) -> Any:
     def handler(connection: ServerConnection) -> None:
         connection.send(frame)

@@ -128,7 +128,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> 
                 + _tail(log)
             )
         try:
-            if httpx.get(url, timeout=5.0).status_code == 200:
+            if httpx.get(url, timeout=5.0, trust_env=False).status_code == 200:
                 return
         except httpx.TransportError:
             pass  # the port is not open yet

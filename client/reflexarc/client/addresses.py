@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from urllib.parse import urlsplit, urlunsplit
 
 from reflexarc.contract.errors import ConfigError
@@ -20,6 +21,15 @@ def http_url(address: str) -> str:
     """The same address for HTTP, without a path at its end."""
     scheme, host, path = _split(address)
     return urlunsplit((_HTTP[scheme], host, path.removesuffix("/v1/policy"), "", ""))
+
+
+def is_loopback(url: str) -> bool:
+    """Whether the server is on this machine, where no proxy of the environment should be asked."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _split(address: str) -> tuple[str, str, str]:

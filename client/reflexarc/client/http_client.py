@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import httpx
 
-from reflexarc.client.addresses import http_url
+from reflexarc.client.addresses import http_url, is_loopback
 from reflexarc.client.replies import (
     Deadline,
     check_same_contract,
@@ -46,7 +46,9 @@ class HttpPolicyClient:
         self._retry_for = retry_for
         self._timeout = timeout
         self._image_format = image_format
-        self._http = httpx.Client(base_url=self.url, timeout=timeout)
+        self._http = httpx.Client(
+            base_url=self.url, timeout=timeout, trust_env=not is_loopback(self.url)
+        )
         try:
             self._read_contract()
         except BaseException:

@@ -16,7 +16,7 @@ from websockets.exceptions import (
 )
 from websockets.sync.client import ClientConnection, connect
 
-from reflexarc.client.addresses import websocket_url
+from reflexarc.client.addresses import is_loopback, websocket_url
 from reflexarc.client.replies import (
     Deadline,
     check_same_contract,
@@ -167,6 +167,7 @@ class PolicyClient:
             connection = connect(
                 self.url,
                 compression=None,
+                proxy=None if is_loopback(self.url) else True,
                 max_size=MAX_FRAME_BYTES,
                 open_timeout=max(deadline.left, 1.0),
                 close_timeout=2.0,
