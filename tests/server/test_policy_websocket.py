@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import socket
 import threading
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,6 +15,8 @@ import msgpack
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import Frame
+from websockets.streams import StreamReader
 from websockets.sync.client import ClientConnection, connect
 
 from reflexarc.contract import ActionChunk, Observation, PolicyContract, pack, unpack
@@ -282,3 +287,40 @@ def test_foreign_web_page_is_refused(null_server: BackgroundServer, path: str) -
     with pytest.raises(Exception, match="403"):
         connect(f"{null_server.url}{path}", origin="http://evil.example")  # type: ignore[arg-type]
     connect(f"{null_server.url}{path}", origin=null_server.http_url).close()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_lost_connection_keeps_no_frame_until_the_garbage_collector_comes(
+    make_observation: MakeObservation, whole: bool
+) -> None:
+    frame = pack(make_observation().to_wire())
+    start_of_frame = b"\x82\xff" + len(frame).to_bytes(8, "big") + bytes(4) + frame[:-1]
+    with BackgroundServer(NullPolicy) as server:
+        connections = server._server.server_state.connections
+        gc.collect()
+        gc.disable()
+        try:
+            connection, _ = open_policy(server)
+            assert connections
+            if whole:
+                ask(connection, frame)
+            else:
+                connection.socket.sendall(start_of_frame)
+            connection.socket.shutdown(socket.SHUT_RDWR)
+            for _ in range(200):
+                if not connections:
+                    break
+                time.sleep(0.05)
+            time.sleep(0.2)  # the rest of the same turn of the server's event loop
+            assert not [owner for owner in gc.get_objects() if holds_a_frame(owner, len(frame))]
+        finally:
+            gc.enable()
+
+
+def holds_a_frame(owner: object, size: int) -> bool:
+    """Whether this is a part of a websocket that holds a whole frame, or nearly."""
+    kind = type(owner)  # not isinstance: a dead weak reference is also among the objects
+    held: Any = owner
+    if kind is Frame:
+        return len(held.data) >= size - 1
+    return kind is StreamReader and len(held.buffer) >= size - 1

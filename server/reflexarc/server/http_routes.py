@@ -130,11 +130,14 @@ def _policy_header(service: PolicyService) -> dict[str, str]:
 
 
 async def _read_body(request: Request) -> bytes:
-    """The whole body; raises FrameTooLargeError above the cap."""
+    """The whole body; raises FrameTooLargeError above the cap, without storing a long one."""
+    declared = request.headers.get("content-length", "")
+    keep = not (declared.isdigit() and int(declared) > MAX_FRAME_BYTES)
     chunks, total = [], 0
     async for chunk in request.stream():
         total += len(chunk)
-        if total <= MAX_FRAME_BYTES:
+        keep = keep and total <= MAX_FRAME_BYTES
+        if keep:
             chunks.append(chunk)
         else:
             chunks.clear()

@@ -34,6 +34,12 @@ class PolicyWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtocol
     def buffer_updated(self, nbytes: int) -> None:
         self.data_received(self._received[:nbytes])
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        # The suspended parser and its connection refer to each other. Left so, they keep the last
+        # frame until the garbage collector's next full run, which comes seldom.
+        self.conn.parser.close()
+
     def handle_parser_exception(self) -> None:
         if self.close_sent:
             return  # what still comes is dropped
