@@ -7,7 +7,7 @@ state and seed. Exits with 1 when a reply was wrong or missing, when the server 
 memory grew by more than 5 % after a warm-up of the same mix: medians of the first and last fifth of
 the run are compared, because what is in flight comes and goes.
 
-    python benchmarks/soak.py [--clients 16] [--requests 100000] [--seed 0] [--output outputs/soak.json]
+    python benchmarks/soak.py [--clients 16] [--requests 100000] [--seed 0] [--output FILE]
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class ServerProcess:
         return self
 
     def _ready(self) -> bool:
-        return httpx.get(f"http://{self.address}/readyz").status_code == 200
+        return httpx.get(f"http://{self.address}/readyz", trust_env=False).status_code == 200
 
     def alive(self) -> bool:
         return self._process.is_alive()

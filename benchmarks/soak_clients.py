@@ -66,7 +66,9 @@ class Client:
         self, address: str, cases: list[Case], rng: np.random.Generator, tally: Tally
     ) -> None:
         self._address, self._cases, self._rng, self._tally = address, cases, rng, tally
-        self._http = httpx.Client(base_url=f"http://{address}", timeout=REPLY_SECONDS)
+        self._http = httpx.Client(
+            base_url=f"http://{address}", timeout=REPLY_SECONDS, trust_env=False
+        )
         self._socket: ClientConnection | None = None
         self._actions: dict[str, Callable[[], None]] = {
             "websocket": self.ask_by_websocket,
@@ -209,6 +211,7 @@ class Client:
             self._socket = connect(
                 f"ws://{self._address}/v1/policy",
                 compression=None,
+                proxy=None,
                 max_size=MAX_FRAME_BYTES,
                 open_timeout=REPLY_SECONDS,
                 close_timeout=2.0,
