@@ -56,11 +56,10 @@ def collect(
 
 
 def _indices(text: str) -> list[int] | None:
-    """``"0,9"`` -> ``[0, 9]``; None for an empty text."""
-    try:
-        return [int(part) for part in text.split(",")] if text else None
-    except ValueError:
-        raise ConfigError(f"--tasks {text!r}: give indices with commas between, as 0,9") from None
+    """``"0,2-4"`` -> ``[0, 2, 3, 4]``; None for an empty text."""
+    from reflexarc.eval.run_settings import parse_indices
+
+    return list(parse_indices(text, "--tasks")) if text else None
 
 
 def _print_summary(summary: CollectionSummary, output: Path) -> None:

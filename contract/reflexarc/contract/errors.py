@@ -105,8 +105,18 @@ class MissingExtraError(ReflexarcError):
     def __init__(self, command: str, extra: str, module: str) -> None:
         super().__init__(
             f"{command} needs the package {module!r}, which is not installed. "
-            f"Install it with: pip install 'reflexarc[{extra}]'"
+            f"Install it with: {install_line(extra)}"
         )
+        self._arguments = (command, extra, module)
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str, str]]:
+        # Exceptions are rebuilt from their arguments when a worker process hands them over.
+        return type(self), self._arguments
+
+
+def install_line(extra: str) -> str:
+    """The command that brings an extra, from the registry or in a clone."""
+    return f"pip install 'reflexarc[{extra}]' (in a clone: pip install -e '.[{extra}]')"
 
 
 def _all_subclasses(cls: type[ReflexarcError]) -> list[type[ReflexarcError]]:

@@ -286,7 +286,7 @@ def _image_layout(
     file: Any, path: Path, demo: str, kind: FileKind, stored: int
 ) -> tuple[npt.NDArray[np.int64], tuple[int, int, int]]:
     """``(steps of the images, (H, W, 3))``, the same for both cameras."""
-    steps = np.arange(stored, dtype=np.int64)
+    steps: npt.NDArray[np.int64] = np.arange(stored, dtype=np.int64)
     if "image_steps" in file["data"][demo]["obs"]:
         dataset = require_dataset(file, path, demo, "obs/image_steps", (None,))
         raw = read_dataset(dataset, path, demo, "obs/image_steps", slice(None))

@@ -105,10 +105,12 @@ def write_pointer(run: Path, pointer: str, target: str) -> None:
 def read_manifest(directory: Path) -> tuple[Manifest, str]:
     """The manifest of a resolved folder and the checkpoint's fingerprint."""
     path = directory / MANIFEST_FILE
-    content = path.read_bytes()
     try:
+        content = path.read_bytes()
         fields = json.loads(content)
-    except ValueError as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}; copy the folder again") from error
     version = fields.get("format_version") if isinstance(fields, dict) else None
     if version != FORMAT_VERSION:

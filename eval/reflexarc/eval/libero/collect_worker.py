@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import os
+import re
 import threading
 import zlib
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ def record(simulator: LiberoSimulator, attempt: Attempt) -> tuple[Demonstration 
     simulator.reset_seeded(attempt.seed)
     recorder = _Recorder(simulator, attempt.render_every)
     poses = Scene(simulator).poses()
-    model_file = simulator.environment.sim.model.get_xml()
+    model_file = portable_model(simulator.environment.sim.model.get_xml())
     result = run_expert(
         simulator,
         seed=attempt.seed,
@@ -117,6 +118,16 @@ def record(simulator: LiberoSimulator, attempt: Attempt) -> tuple[Demonstration 
         ),
         "",
     )
+
+
+def portable_model(xml: str) -> str:
+    """The MuJoCo model with asset paths relative to the package that holds them.
+
+    ``file="/some/where/site-packages/robosuite/models/..."`` becomes
+    ``file="robosuite/models/..."``: a demonstration does not tell where it was collected, and
+    LIBERO's and robosuite's own loaders look for the package's name in the path anyway.
+    """
+    return re.sub(r'file="[^"]*/(?=(?:robosuite|libero[^/"]*)/)', 'file="', xml)
 
 
 class _Recorder:

@@ -20,11 +20,13 @@ from importlib.metadata import version as installed_version
 from importlib.util import find_spec
 from pathlib import Path
 
-from reflexarc.contract.errors import SimulatorError
+from reflexarc.contract.errors import SimulatorError, install_line
 
 # LIBERO's scenes were made for MuJoCo 2.3; contacts differ from 3.4 on (a bowl slides off).
 MUJOCO_BEFORE = (3, 4)
-_RENDERING_LIBRARIES = "apt-get install libegl1 libgles2 libgl1 libgl1-mesa-dri libosmesa6"
+_RENDERING_LIBRARIES = (
+    "apt-get install libegl1 libgles2 libgl1 libgl1-mesa-dri libosmesa6 libglib2.0-0"
+)
 
 
 @contextlib.contextmanager
@@ -51,7 +53,7 @@ def import_libero() -> None:
     check_mujoco_version()
     if find_spec("libero") is None:
         raise SimulatorError(
-            "the LIBERO simulator is not installed; install it with: pip install 'reflexarc[sim]'"
+            f"the LIBERO simulator is not installed; install it with: {install_line('sim')}"
         )
     choose_renderer()
     # An official clone asks at its first import whether data shall live in a custom folder, and
@@ -82,7 +84,7 @@ def check_mujoco_version(version: str | None = None) -> None:
             version = installed_version("mujoco")
         except PackageNotFoundError:
             raise SimulatorError(
-                "MuJoCo is not installed; install it with: pip install 'reflexarc[sim]'"
+                f"MuJoCo is not installed; install it with: {install_line('sim')}"
             ) from None
     numbers = tuple(int(part) for part in version.split(".")[:2])
     if numbers >= MUJOCO_BEFORE:

@@ -246,7 +246,10 @@ def _make_environment(task: LiberoTask, image_size: int, render: bool) -> Any:
     if not task.bddl_path.is_file():
         raise SimulatorError(f"{task.bddl_path}: the scene description is missing")
     with quiet():
-        from libero.libero.envs.env_wrapper import ControlEnv
+        try:
+            from libero.libero.envs.env_wrapper import ControlEnv
+        except ImportError as error:  # OpenCV without GLib, for one
+            raise SimulatorError(f"LIBERO's environments cannot be imported: {error}") from error
 
         np.random.seed(0)  # the constructor already draws object poses
         return ControlEnv(
