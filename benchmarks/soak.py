@@ -214,6 +214,8 @@ def main(
     output: Annotated[Path, typer.Option(help="The summary as JSON.")] = Path("outputs/soak.json"),
 ) -> None:
     """Good and bad clients against one server process; exit 1 when a bound is broken."""
+    # The client library logs a traceback when this script cuts its own connections, as it must.
+    logging.getLogger("websockets.client").setLevel(logging.CRITICAL + 1)
     cases, started = make_cases(seed), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         with ServerProcess(Path(folder) / "server.log") as server:
