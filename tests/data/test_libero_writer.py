@@ -35,6 +35,7 @@ def make_demonstration(attempt: int, length: int = 10) -> Demonstration:
         attempt=attempt,
         seed=1000 + attempt,
         actions=rng.uniform(-1, 1, (length, 7)),
+        expert_actions=rng.uniform(-1, 1, (length, 7)),
         states=rng.normal(size=(length, 12)),
         eef_positions=rng.normal(size=(length, 3)),
         eef_quaternions=rng.normal(size=(length, 4)),
@@ -47,6 +48,8 @@ def make_demonstration(attempt: int, length: int = 10) -> Demonstration:
             for camera in ("agentview", "eye_in_hand")
         },
         object_poses={"milk_1": {"position": [0.0, 0.1, 0.2], "quaternion": [0.0, 0.0, 0.0, 1.0]}},
+        object_positions=rng.normal(size=(length, 1, 3)),
+        object_names=("milk_1",),
         model_file="<mujoco/>" * 20_000,  # real ones are longer than an HDF5 attribute's 64 KiB
     )
 

@@ -29,19 +29,35 @@ def test_a_carton_is_let_go(carton: LiberoSimulator, start: int) -> None:
     """From these starts a finger once hooked under the carton's gable and carried it off."""
     carton.reset_to_state(load_init_states(carton.task)[start])
     actions: list[np.ndarray] = []
-    result = run_expert(carton, seed=start, noise=0.1, before_step=actions.append)
+    intended: list[np.ndarray] = []
+
+    def keep(action: np.ndarray, meant: np.ndarray) -> None:
+        actions.append(action)
+        intended.append(meant)
+
+    result = run_expert(carton, seed=start, noise=0.1, before_step=keep)
     assert result.success, result.reason
     assert result.steps == len(actions) < 280
     assert carton.success
     assert np.abs(actions).max() <= 1.0
     assert {action[6] for action in actions} == {-1.0, 1.0}
+    # Noise only on moving actions, and what was meant is free of it.
+    difference = np.abs(np.stack(actions) - np.stack(intended))
+    assert 0.02 < difference[:, :3].mean() < 0.1
+    assert (difference[:, 6] == 0).all()
 
 
 def test_noise_is_seeded(carton: LiberoSimulator) -> None:
     def first_actions(seed: int) -> np.ndarray:
         carton.reset_seeded(1)
         actions: list[np.ndarray] = []
-        result = run_expert(carton, seed=seed, noise=0.1, max_steps=10, before_step=actions.append)
+        result = run_expert(
+            carton,
+            seed=seed,
+            noise=0.1,
+            max_steps=10,
+            before_step=lambda action, _: actions.append(action),
+        )
         assert (result.success, result.reason) == (False, "out of steps")
         return np.stack(actions)
 

@@ -82,6 +82,34 @@ class Episode:
         first = 1 if self.alignment == "after_action" else 0
         return self._rows("actions", first, ACTION_DIMENSION)
 
+    def expert_actions(self) -> FloatRows:
+        """``float64 (T, 7)``: what the demonstrator meant to do, free of injected noise.
+
+        Labels for imitation where noise was injected while collecting (DART, arXiv 1703.09327).
+        DatasetError in a file that does not hold them.
+        """
+        first = 1 if self.alignment == "after_action" else 0
+        return self._rows("expert_actions", first, ACTION_DIMENSION)
+
+    def object_positions(self) -> tuple[FloatRows, tuple[str, ...]]:
+        """``float64 (T, O, 3)`` metres, world frame, and the O objects' names.
+
+        Row t precedes action t. DatasetError in a file that does not hold them.
+        """
+        with open_hdf5(self.path) as file:
+            names = file[f"data/{self.demo}"].attrs.get("object_names")
+            if names is None:
+                raise DatasetError(
+                    f"{self.path}, {self.demo}: the positions of objects are not in this file; "
+                    "collect it again with 'reflexarc data collect'",
+                    field="object_positions",
+                )
+            key, objects = "object_positions", tuple(json.loads(names))
+            shape = (None, len(objects), 3)
+            dataset = require_dataset(file, self.path, self.demo, key, shape)
+            raw = read_dataset(dataset, self.path, self.demo, key, slice(0, self.length))
+        return np.asarray(raw, dtype=np.float64), objects
+
     def states(self, layout: str) -> FloatRows:
         """``float64 (T, S)`` in the contract's ``layout``; row t precedes action t."""
         if layout not in STATE_PARTS:

@@ -38,7 +38,9 @@ class Demonstration:
 
     Row ``t`` is what was seen before action ``t``. Metres, radians, quaternions xyzw, float64:
     ``actions (T, 7)``, ``states (T, S)``, ``eef_positions (T, 3)``, ``eef_quaternions (T, 4)``,
-    ``eef_axis_angles (T, 3)``, ``finger_positions (T, 2)``, ``joint_positions (T, 7)``.
+    ``eef_axis_angles (T, 3)``, ``finger_positions (T, 2)``, ``joint_positions (T, 7)``,
+    ``object_positions (T, O, 3)`` of ``object_names``. ``actions`` were executed, noise and all;
+    ``expert_actions (T, 7)`` are what the demonstrator meant to do at each step.
     ``image_steps (F,)`` int64; ``images``: camera name -> uint8 ``(F, H, W, 3)``, upside-down.
     ``object_poses``: object name -> position and quaternion before the first action.
     """
@@ -46,6 +48,7 @@ class Demonstration:
     attempt: int
     seed: int
     actions: FloatArray
+    expert_actions: FloatArray
     states: FloatArray
     eef_positions: FloatArray
     eef_quaternions: FloatArray
@@ -55,6 +58,8 @@ class Demonstration:
     image_steps: npt.NDArray[np.int64]
     images: Mapping[str, npt.NDArray[np.uint8]]
     object_poses: Mapping[str, Mapping[str, list[float]]]
+    object_positions: FloatArray
+    object_names: tuple[str, ...]
     model_file: str
 
 
@@ -216,6 +221,8 @@ def _write_demonstration(group: Any, demo: Demonstration) -> None:
     observations["ee_pos"] = demo.eef_positions
     observations["ee_ori"] = demo.eef_axis_angles
     group["actions"] = demo.actions
+    group["expert_actions"] = demo.expert_actions
+    group["object_positions"] = demo.object_positions
     group["states"] = demo.states
     group["robot_states"] = np.concatenate(
         [demo.finger_positions, demo.eef_positions, demo.eef_quaternions], axis=1
@@ -229,4 +236,5 @@ def _write_demonstration(group: Any, demo: Demonstration) -> None:
     group.attrs["model_file"] = demo.model_file
     group.attrs["attempt"] = demo.attempt
     group.attrs["seed"] = demo.seed
+    group.attrs["object_names"] = json.dumps(demo.object_names)
     group.attrs["object_poses"] = json.dumps(demo.object_poses)

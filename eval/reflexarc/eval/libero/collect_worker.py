@@ -87,8 +87,9 @@ def record(simulator: LiberoSimulator, attempt: Attempt) -> tuple[Demonstration 
     snapshots that give the same pixels.
     """
     simulator.reset_seeded(attempt.seed)
-    recorder = _Recorder(simulator, attempt.render_every)
-    poses = Scene(simulator).poses()
+    scene = Scene(simulator)
+    recorder = _Recorder(simulator, scene, attempt.render_every)
+    poses = scene.poses()
     model_file = portable_model(simulator.environment.sim.model.get_xml())
     result = run_expert(
         simulator,
@@ -105,6 +106,7 @@ def record(simulator: LiberoSimulator, attempt: Attempt) -> tuple[Demonstration 
             attempt=attempt.number,
             seed=attempt.seed,
             actions=np.stack(recorder.actions),
+            expert_actions=np.stack(recorder.expert_actions),
             states=np.stack(recorder.states),
             eef_positions=np.stack([state.eef_position for state in states]),
             eef_quaternions=np.stack([state.eef_quaternion for state in states]),
@@ -114,6 +116,8 @@ def record(simulator: LiberoSimulator, attempt: Attempt) -> tuple[Demonstration 
             image_steps=np.arange(0, len(states), attempt.render_every, dtype=np.int64),
             images={camera: np.stack([frame[camera] for frame in frames]) for camera in frames[0]},
             object_poses=poses,
+            object_positions=np.stack(recorder.object_positions),
+            object_names=scene.movable_names,
             model_file=model_file,
         ),
         "",
@@ -133,17 +137,21 @@ def portable_model(xml: str) -> str:
 class _Recorder:
     """Keeps what a client would see before every action."""
 
-    def __init__(self, simulator: LiberoSimulator, render_every: int) -> None:
-        self._simulator, self._render_every = simulator, render_every
+    def __init__(self, simulator: LiberoSimulator, scene: Scene, render_every: int) -> None:
+        self._simulator, self._scene, self._render_every = simulator, scene, render_every
         self.actions: list[FloatArray] = []
+        self.expert_actions: list[FloatArray] = []
+        self.object_positions: list[FloatArray] = []
         self.states: list[FloatArray] = []
         self.raw_states: list[RawState] = []
         self.snapshots: list[RenderSnapshot] = []
 
-    def before_step(self, action: FloatArray) -> None:
+    def before_step(self, action: FloatArray, intended: FloatArray) -> None:
         if len(self.actions) % self._render_every == 0:
             self.snapshots.append(self._simulator.snapshot())
         self.actions.append(action.copy())
+        self.expert_actions.append(intended.copy())
+        self.object_positions.append(self._scene.movable_positions())
         self.states.append(self._simulator.state())
         self.raw_states.append(self._simulator.observe_state())
 

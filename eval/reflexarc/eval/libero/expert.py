@@ -40,14 +40,15 @@ def run_expert(
     seed: int = 0,
     noise: float = 0.0,
     max_steps: int = MAX_STEPS,
-    before_step: Callable[[FloatArray], None] | None = None,
+    before_step: Callable[[FloatArray, FloatArray], None] | None = None,
 ) -> ExpertResult:
     """Solve the task from the simulator's present state.
 
     Args:
         seed: of the action noise.
         noise: standard deviation of the noise, in units of the action.
-        before_step: called with every action ``(7,)`` just before it is executed.
+        before_step: called with every action ``(7,)`` just before it is executed, and with the
+            action that the expert intended, without the noise.
 
     Raises:
         UnsupportedGoalError: the task needs more than picking and placing.

@@ -29,7 +29,8 @@ class Arm:
     Args:
         noise: standard deviation of Gaussian noise on every moving action's translation
             (a third of it on its rotation), in units of the action.
-        before_step: called with the action ``(7,)`` that is about to be executed.
+        before_step: called with the action ``(7,)`` that is about to be executed, and with the
+            one ``(7,)`` that was intended before the noise.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Arm:
         rng: np.random.Generator,
         noise: float,
         max_steps: int,
-        before_step: Callable[[FloatArray], None] | None = None,
+        before_step: Callable[[FloatArray, FloatArray], None] | None = None,
     ) -> None:
         self._simulator, self._rng, self._noise = simulator, rng, noise
         self._max_steps, self._before_step = max_steps, before_step
@@ -93,7 +94,7 @@ class Arm:
             turn_left = float(np.linalg.norm(turn))
             if np.linalg.norm(error) < tolerance and turn_left < turn_tolerance:
                 return
-            self._step(self._towards(error, turn, gain, fastest))
+            self._step(self._towards(error, turn, gain, fastest), noisy=True)
             if stop is not None and stop():
                 return
             distances.append(float(np.linalg.norm(target - self.position)))
@@ -117,16 +118,20 @@ class Arm:
         if largest > fastest:
             move = move * (fastest / largest)
         turn = np.clip(1.5 * turn / _RADIANS_PER_ACTION, -_FASTEST_TURN, _FASTEST_TURN)
-        action = np.concatenate([move, turn, [self.gripper]])
-        if self._noise:
-            scale = np.array([1.0, 1.0, 1.0, *[_ROTATION_NOISE] * 3])
-            action[:6] += self._rng.normal(0.0, self._noise, 6) * scale
-        return action
+        return np.concatenate([move, turn, [self.gripper]])
 
-    def _step(self, action: FloatArray) -> None:
-        action = np.clip(action, -1.0, 1.0)
+    def _noisy(self, action: FloatArray) -> FloatArray:
+        if not self._noise:
+            return action
+        scale = np.array([1.0, 1.0, 1.0, *[_ROTATION_NOISE] * 3])
+        noisy = action.copy()
+        noisy[:6] += self._rng.normal(0.0, self._noise, 6) * scale
+        return noisy
+
+    def _step(self, intended: FloatArray, *, noisy: bool = False) -> None:
+        action = np.clip(self._noisy(intended) if noisy else intended, -1.0, 1.0)
         if self._before_step is not None:
-            self._before_step(action)
+            self._before_step(action, np.clip(intended, -1.0, 1.0))
         self.success = self._simulator.step(action)
         self.steps += 1
         if self.steps >= self._max_steps:

@@ -50,6 +50,15 @@ class Scene:
         """Origin ``(3,)`` of an object's body."""
         return np.array(self.data.xpos[self.bodies[name]])
 
+    @property
+    def movable_names(self) -> tuple[str, ...]:
+        """Names of what can be moved, in a fixed order."""
+        return tuple(sorted(self.movable))
+
+    def movable_positions(self) -> FloatArray:
+        """Origins ``(O, 3)`` of the bodies of ``movable_names``, metres."""
+        return np.array([self.data.xpos[self.bodies[name]] for name in self.movable_names])
+
     def poses(self) -> dict[str, dict[str, list[float]]]:
         """Position and xyzw quaternion of every object and fixture, as plain lists."""
         return {
