@@ -82,7 +82,7 @@ def test_saving_replaces_a_checkpoint_whole(
 ) -> None:
     (saved / "training_state").mkdir()
     with torch.no_grad():
-        policy.tokenizer.modality.add_(1.0)
+        policy.representation.tokenizer.modality.add_(1.0)
     save_checkpoint(saved, policy, statistics, {"step": 2})
     assert load_checkpoint(saved).provenance == {"step": 2}
     assert sorted(path.name for path in saved.iterdir()) == FILES
@@ -214,7 +214,7 @@ def no_weights_listed(folder: Path) -> None:
 
 def one_tensor_fewer(folder: Path) -> None:
     weights = safetensors.torch.load_file(folder / "model.safetensors")
-    del weights["encoder.norm.weight"]
+    del weights["representation.encoder.norm.weight"]
     replace_file(folder, "model.safetensors", safetensors.torch.save(weights))
 
 
@@ -244,7 +244,7 @@ def other_statistics(folder: Path) -> None:
         (an_unknown_key, "surprise"),
         (an_unknown_family, "unknown policy family 'perceiver'; known: statevla"),
         (an_unknown_option, "heads"),
-        (another_width, "another shape or dtype of encoder.norm.bias"),
+        (another_width, "another shape or dtype of flow.action_in.bias"),
         (another_backbone, r"frozen vision tiny_random \(000000000000…\), installed is tiny"),
         (a_path_outside, "'../secret': refused"),
         (no_weights_listed, "lists no model.safetensors"),

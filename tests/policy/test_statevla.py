@@ -244,9 +244,9 @@ def test_component_sizes_of_the_published_width(embeddings: LanguageEmbeddings) 
     language = LanguageEmbeddings(["x"], torch.zeros(1, 384), "none")
     policy = StateVLA(StateVLAConfig(), contract, language)
     blocks = 12 * (437_760 + 256) + 256
-    assert sum(p.numel() for p in policy.encoder.stack.parameters()) == blocks == 5_256_448
+    assert sum(p.numel() for p in policy.representation.encoder.stack.parameters()) == blocks == 5_256_448
     assert dict(policy.component_parameters()) == {
-        "tokenizer": 222_432,
+        "tokenizer": 223_200,
         "encoder": 5_322_752,
         "flow": 2_328_838,
         "gripper": 133_640,

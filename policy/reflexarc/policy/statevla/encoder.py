@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from reflexarc.policy.interface import Tensors
 from reflexarc.policy.layers.mamba import MambaStack
 from reflexarc.policy.statevla.config import StateVLAConfig
 
@@ -23,6 +24,9 @@ class Tokenizer(nn.Module):
     ):
         super().__init__()
         d = config.d_model
+        # Sentence embeddings have unit norm: without a norm of its own the instruction would
+        # enter twenty times smaller than everything else.
+        self.language_norm = nn.LayerNorm(config.language_dimension)
         self.language = nn.Linear(config.language_dimension, d)
         self.state = nn.Sequential(
             nn.Linear(state, config.state_hidden), nn.GELU(), nn.Linear(config.state_hidden, d)
@@ -40,7 +44,7 @@ class Tokenizer(nn.Module):
         patches = self.vision(self.vision_norm(vision)) + self.position
         patches = patches + self.modality[2:, None]
         tokens = [
-            (self.language(language) + self.modality[0])[:, None],
+            (self.language(self.language_norm(language)) + self.modality[0])[:, None],
             (self.state(state) + self.modality[1])[:, None],
             patches.flatten(1, 2),
             self.latent.expand(batch, -1, -1),
@@ -68,4 +72,26 @@ class Encoder(nn.Module):
         # Contiguous for the reason that Mamba gives.
         outputs = self.stack(tokens)[:, -self.latent_tokens :].contiguous()
         z: Tensor = self.norm(self.projection(outputs))
+        return z
+
+
+class Representation(nn.Module):
+    """All that turns frozen features, language and state into z.
+
+    One module, so that a target network is one copy of everything that its branch uses.
+    """
+
+    def __init__(
+        self, config: StateVLAConfig, *, state: int, cameras: int, patches: int, channels: int
+    ):
+        super().__init__()
+        self.tokenizer = Tokenizer(
+            config, state=state, cameras=cameras, patches=patches, channels=channels
+        )
+        self.encoder = Encoder(config)
+
+    def forward(self, task: Tensors, window: Tensors, valid: Tensor) -> Tensor:
+        """``z (B, K, d_model)`` from the newest row of the window; arguments as in ``encode``."""
+        tokens = self.tokenizer(task["language"], window["state"][:, -1], window["vision"][:, -1])
+        z: Tensor = self.encoder(tokens)
         return z

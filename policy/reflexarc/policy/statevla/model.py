@@ -27,7 +27,7 @@ from reflexarc.policy.language import LanguageEmbeddings
 from reflexarc.policy.layers.flow_matching import euler_sample
 from reflexarc.policy.statevla.action_head import FlowMatchingHead, GripperHead
 from reflexarc.policy.statevla.config import StateVLAConfig
-from reflexarc.policy.statevla.encoder import Encoder, Tokenizer
+from reflexarc.policy.statevla.encoder import Representation
 
 OPEN, CLOSED = -1.0, 1.0
 """The gripper column of a normalised chunk, whatever the robot's own commands are."""
@@ -54,14 +54,13 @@ class StateVLA(Policy):
             noise_shape=(horizon, self.motion_dimensions), default_steps=config.denoising_steps
         )
         self.vision: VisionBackbone = build_vision_backbone(config.vision)
-        self.tokenizer = Tokenizer(
+        self.representation = Representation(
             config,
             state=contract.state.dimension,
             cameras=len(contract.cameras),
             patches=_patches(self.vision, contract),
             channels=self.vision.channels,
         )
-        self.encoder = Encoder(config)
         self.flow = FlowMatchingHead(config, horizon=horizon, action=self.motion_dimensions)
         self.gripper = GripperHead(config, horizon=horizon) if gripper is not None else None
 
@@ -79,6 +78,15 @@ class StateVLA(Policy):
     def frozen_backbones(self) -> Mapping[str, FrozenBackbone]:
         return {"vision": self.vision.identity}
 
+    def component_parameters(self) -> Mapping[str, int]:
+        """As the base class counts them, with the representation in its two parts."""
+        parts = dict(super().component_parameters())
+        del parts["representation"]
+        inside = self.representation.named_children()
+        return {
+            name: sum(p.numel() for p in module.parameters()) for name, module in inside
+        } | parts
+
     def embed_task(self, tasks: Sequence[Task]) -> Tensors:
         """``{"language": float32 (N, E)}``."""
         vectors = self.language.lookup([task.instruction for task in tasks])
@@ -92,10 +100,7 @@ class StateVLA(Policy):
 
     def encode(self, task: Tensors, window: Tensors, valid: Tensor) -> Tensors:
         """``{"z": (B, K, d_model)}`` from the newest row of the window."""
-        z = self.encoder(
-            self.tokenizer(task["language"], window["state"][:, -1], window["vision"][:, -1])
-        )
-        return {"z": z}
+        return {"z": self.representation(task, window, valid)}
 
     def velocity(self, context: Tensors, x_t: Tensor, t: Tensor) -> Tensor:
         """Velocity ``(B, H, A)`` at ``x_t (B, H, A)`` and ``t (B,)``, t = 1 being noise."""
