@@ -248,7 +248,7 @@ def other_statistics(folder: Path) -> None:
         (another_backbone, r"frozen vision tiny_random \(000000000000…\), installed is tiny"),
         (a_path_outside, "'../secret': refused"),
         (no_weights_listed, "lists no model.safetensors"),
-        (one_tensor_fewer, "it lacks encoder.norm.weight"),
+        (one_tensor_fewer, "it lacks representation.encoder.norm.weight"),
         (one_tensor_more, "it has the unexpected vision.patches.weight"),
         (pickled_weights, "model.safetensors cannot be read"),
         (other_statistics, "norm_stats.json is not what the contract names"),

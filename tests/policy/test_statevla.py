@@ -244,7 +244,8 @@ def test_component_sizes_of_the_published_width(embeddings: LanguageEmbeddings) 
     language = LanguageEmbeddings(["x"], torch.zeros(1, 384), "none")
     policy = StateVLA(StateVLAConfig(), contract, language)
     blocks = 12 * (437_760 + 256) + 256
-    assert sum(p.numel() for p in policy.representation.encoder.stack.parameters()) == blocks == 5_256_448
+    stack = policy.representation.encoder.stack
+    assert sum(p.numel() for p in stack.parameters()) == blocks == 5_256_448
     assert dict(policy.component_parameters()) == {
         "tokenizer": 223_200,
         "encoder": 5_322_752,
