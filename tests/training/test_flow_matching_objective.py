@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from reflexarc.policy.interface import Tensors
-from reflexarc.training.config import FlowMatchingConfig
+from reflexarc.training.config_objectives import FlowMatchingConfig
 from reflexarc.training.objective import Batch
 from reflexarc.training.objectives.flow_matching import FlowMatchingObjective
 

@@ -34,6 +34,9 @@ def test_every_packaged_recipe_loads_and_its_yaml_reads_back_equal(tmp_path: Pat
         ("policy.vision.poll=3", "policy.vision.poll", "policy.vision.pool"),
         ("training.learning_rate=1", "training.learning_rate", "optimizer.learning_rate"),
         ("data.validation_fractio=0", "data.validation_fractio", "data.validation_fraction"),
+        ("objective.flow_weigt=1", "objective.flow_weigt", "objective.flow_weight"),
+        # A key of the other objective: the union knows which of the two this recipe names.
+        ("objective.ema_start=1", "objective.ema_start", "objective.name"),
     ],
 )
 def test_an_unknown_key_is_named_with_its_nearest_neighbour(
@@ -79,6 +82,9 @@ def test_overrides_are_typed_as_yaml() -> None:
         ("contract.state_layout=eef7", "eef7"),
         ("optimizer.learning_rate=-1", "optimizer.learning_rate"),
         ("family=statevl", "statevla"),
+        ("objective.flow_weight=-1", "objective.flow_weight: "),
+        ("objective.name=temporal_jep", "did you mean 'temporal_jepa'"),
+        ("objective=3", "objective"),
         ("training.steps=3", "exactly one of epochs and steps"),
         ("training.seed", "key=value"),
         ("name.first=x", "name holds a value"),

@@ -10,23 +10,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from reflexarc.contract.policy_contract import (
     LIBERO_STATES,
     NormalizationMode,
     Orientation,
 )
-
-Positive = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-NotNegative = Annotated[float, Field(ge=0.0)]
-
-
-class RecipeModel(BaseModel):
-    """Strict, immutable base: an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from reflexarc.training.config_base import Fraction, NotNegative, Positive, RecipeModel
+from reflexarc.training.config_objectives import FlowMatchingConfig, ObjectiveConfig
 
 
 class ContractConfig(RecipeModel):
@@ -76,21 +68,6 @@ class DataConfig(RecipeModel):
     validation_fraction: Fraction = 0.1
     split_seed: int = 0
     alignment: Literal["before_action", "after_action"] | None = None
-
-
-class FlowMatchingConfig(RecipeModel):
-    """Loss weights and random draws of :class:`FlowMatchingObjective`.
-
-    ``state_noise`` is the deviation of the Gaussian noise added to the state, in normalised
-    units. ``draws_per_sample`` noise-time pairs share one pass of the encoder.
-    """
-
-    name: Literal["flow_matching"] = "flow_matching"
-    flow_weight: NotNegative = 1.0
-    gripper_weight: NotNegative = 1.0
-    time_density: Literal["beta", "uniform"] = "beta"
-    draws_per_sample: Annotated[int, Field(ge=1, le=64)] = 1
-    state_noise: NotNegative = 0.02
 
 
 class OptimizerConfig(RecipeModel):
@@ -153,11 +130,11 @@ class Recipe(RecipeModel):
     name: str
     description: str = ""
     family: str
-    policy: dict[str, Any] = {}
+    policy: dict[str, Any] = Field(default_factory=dict)
     language: LanguageConfig = LanguageConfig()
     contract: ContractConfig = ContractConfig()
     data: DataConfig = DataConfig()
-    objective: FlowMatchingConfig = FlowMatchingConfig()
+    objective: ObjectiveConfig = FlowMatchingConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     training: LoopConfig

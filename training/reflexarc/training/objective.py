@@ -29,6 +29,13 @@ class Batch:
         valid: ``bool (B, T)``, False where a row of the window is padding.
         actions: ``float32 (B, H, D)`` normalised; the gripper's column is -1 (open) or +1.
         action_mask: ``bool (B, H)``, False past the end of the episode.
+        future: ``window`` k control steps later, shaped like it; None where the objective did
+            not ask for it. So are the three that follow.
+        future_valid: ``bool (B, T)``, as ``valid``.
+        future_mask: ``bool (B,)``, False where step t + k is past the end of the episode: what
+            ``future`` holds there is the last frame, which no loss may see.
+        future_actions: ``float32 (B, k, D)`` normalised, the actions t … t + k - 1 as they were
+            executed, whatever ``data.labels`` says of ``actions``.
     """
 
     window: Tensors
@@ -36,6 +43,10 @@ class Batch:
     valid: Tensor
     actions: Tensor
     action_mask: Tensor
+    future: Tensors | None = None
+    future_valid: Tensor | None = None
+    future_mask: Tensor | None = None
+    future_actions: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -46,12 +57,20 @@ class Batch:
         if self.actions.device == device:
             return self
         return Batch(
-            window={name: rows.to(device) for name, rows in self.window.items()},
-            task={name: rows.to(device) for name, rows in self.task.items()},
+            window=_moved(self.window, device),
+            task=_moved(self.task, device),
             valid=self.valid.to(device),
             actions=self.actions.to(device),
             action_mask=self.action_mask.to(device),
+            future=None if self.future is None else _moved(self.future, device),
+            future_valid=None if self.future_valid is None else self.future_valid.to(device),
+            future_mask=None if self.future_mask is None else self.future_mask.to(device),
+            future_actions=None if self.future_actions is None else self.future_actions.to(device),
         )
+
+
+def _moved(rows: Tensors, device: torch.device) -> Tensors:
+    return {name: values.to(device) for name, values in rows.items()}
 
 
 class Objective(nn.Module, ABC):
@@ -59,7 +78,22 @@ class Objective(nn.Module, ABC):
 
     A training step calls ``forward`` exactly once, so that a wrapper around it (gradient
     averaging over devices) sees everything that is differentiated.
+
+    Attributes:
+        trains_actions: whether the policy's action heads are trained, so that validation can
+            sample chunks.
+        needs_future: control steps k to the future that ``forward`` needs, or None.
     """
+
+    trains_actions: bool = True
+    needs_future: int | None = None
+
+    def attach(self, policy: Policy) -> None:
+        """Called once, after the policy has its first weights and before an optimiser is made.
+
+        An objective copies a target network here.
+        """
+        return None
 
     @abstractmethod
     def draw(self, batch: Batch, generator: torch.Generator) -> Draws:
@@ -72,6 +106,10 @@ class Objective(nn.Module, ABC):
     def forward(self, policy: Policy, batch: Batch, draws: Draws) -> Losses:
         """Losses of one batch, each the mean over its rows; ``"total"`` is their weighted sum."""
 
-    def after_optimizer_step(self, policy: Policy, step: int) -> None:
-        """Called after every optimiser step; a target network moves here."""
+    def weight(self, batch: Batch) -> float:
+        """How many terms the losses of ``batch`` are means over: its weight in validation."""
+        return float(batch.action_mask.sum())
+
+    def after_optimizer_step(self, policy: Policy, step: int, total_steps: int) -> None:
+        """Called after optimiser step ``step`` (from 0); a target network moves here."""
         return None

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from reflexarc.contract.errors import ConfigError
 from reflexarc.policy.registry import FAMILIES, policy_class
 from reflexarc.training.config import Recipe
+from reflexarc.training.config_objectives import OBJECTIVES
 
 
 def packaged_recipes() -> list[str]:
@@ -154,7 +155,10 @@ def _refuse_unknown_keys(values: object, model: type[BaseModel], prefix: str) ->
     for key, value in values.items():
         if key not in model.model_fields:
             path = f"{prefix}{key}"
-            elsewhere = [known for known in _all_keys(Recipe, "") if known.endswith(f".{key}")]
+            everywhere = _all_keys(Recipe, "")
+            elsewhere = [known for known in everywhere if known.endswith(f".{key}")]
+            if path in everywhere:  # a key of the same part under another ``name``
+                elsewhere = [f"{prefix}name"]
             here = [f"{prefix}{known}" for known in model.model_fields]
             raise ConfigError(
                 f"unknown recipe key {path!r}{_nearest(path, here, elsewhere)} "
@@ -162,16 +166,37 @@ def _refuse_unknown_keys(values: object, model: type[BaseModel], prefix: str) ->
                 f"{', '.join(model.model_fields)}.",
                 field=path,
             )
-        inner = _model_of(model, key)
+        inner = _model_of(model, key, value, prefix)
         if inner is not None:
             _refuse_unknown_keys(value, inner, f"{prefix}{key}.")
 
 
-def _model_of(model: type[BaseModel], key: str) -> type[BaseModel] | None:
+def _models_of(model: type[BaseModel], key: str) -> list[type[BaseModel]]:
+    """The models that a key may hold: one, several told apart by ``name``, or none."""
     annotation = model.model_fields[key].annotation
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return None
+    members = get_args(annotation) or (annotation,)
+    bare = [get_args(m)[0] if get_origin(m) is Annotated else m for m in members]
+    return [m for m in bare if isinstance(m, type) and issubclass(m, BaseModel)]
+
+
+def _model_of(
+    model: type[BaseModel], key: str, value: object, prefix: str
+) -> type[BaseModel] | None:
+    """The model that ``value`` is to be read as; ConfigError for a ``name`` that none has."""
+    models = _models_of(model, key)
+    if len(models) < 2:
+        return models[0] if models else None
+    named = {member.model_fields["name"].default: member for member in models}
+    name = value.get("name", next(iter(named))) if isinstance(value, Mapping) else None
+    if name is None:
+        return None  # a wrong type is pydantic's to report
+    if name not in named:
+        raise ConfigError(
+            f"{prefix}{key}.name: {name!r} is unknown{_nearest(str(name), named)} "
+            f"Known: {', '.join(named)}.",
+            field=f"{prefix}{key}.name",
+        )
+    return named[name]
 
 
 def _all_keys(model: type[BaseModel], prefix: str) -> list[str]:
@@ -179,10 +204,9 @@ def _all_keys(model: type[BaseModel], prefix: str) -> list[str]:
     keys = []
     for key in model.model_fields:
         keys.append(f"{prefix}{key}")
-        inner = _model_of(model, key)
-        if inner is not None:
+        for inner in _models_of(model, key):
             keys.extend(_all_keys(inner, f"{prefix}{key}."))
-    return keys
+    return list(dict.fromkeys(keys))
 
 
 def _nearest(name: str, known: Iterable[str], preferred: Sequence[str] = ()) -> str:
@@ -195,7 +219,13 @@ def _config_error(error: ValidationError, prefix: str) -> ConfigError:
     details = []
     first = ""
     for item in error.errors():
-        path = prefix + ".".join(str(part) for part in item["loc"])
+        # A union's error has the member's tag in its path, which is no key of the recipe.
+        parts = [
+            str(part)
+            for place, part in enumerate(item["loc"])
+            if not (place and item["loc"][place - 1] == "objective" and part in OBJECTIVES)
+        ]
+        path = prefix + ".".join(parts)
         first = first or path
         came = "" if item["type"] == "missing" else f" (got {item['input']!r})"
         details.append(f"{path.rstrip('.')}: {item['msg']}{came}")

@@ -146,7 +146,7 @@ class Trainer:
         clip = self.recipe.optimizer.gradient_clip
         norm = nn.utils.clip_grad_norm_(self.modules.parameters(), clip or math.inf)
         self.optimizer.step()
-        self.objective.after_optimizer_step(self.policy, step)
+        self.objective.after_optimizer_step(self.policy, step, self.total_steps)
         if self.averaged is not None:
             self.averaged.update(step + 1)
         self._interval.add({**losses, "gradient_norm": norm}, batch.size)

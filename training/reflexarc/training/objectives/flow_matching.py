@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reflexarc.policy.interface import Policy, Tensors
 from reflexarc.policy.layers.flow_matching import interpolate, sample_times, target_velocity
-from reflexarc.training.config import FlowMatchingConfig
+from reflexarc.training.config_objectives import FlowMatchingConfig
 from reflexarc.training.objective import Batch, Draws, Losses, Objective
 
 

@@ -1,0 +1,168 @@
+"""Temporal JEPA: predict the representation k control steps ahead, in representation space."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reflexarc.contract.errors import ConfigError
+from reflexarc.policy.interface import Policy, Tensors
+from reflexarc.policy.layers.reductions import masked_mean
+from reflexarc.policy.layers.vicreg import column_deviation, vicreg_terms
+from reflexarc.training.config_objectives import TemporalJEPAConfig
+from reflexarc.training.objective import Batch, Draws, Losses, Objective
+from reflexarc.training.objectives.temporal_predictor import TemporalPredictor
+
+
+class RepresentationPolicy(Protocol):
+    """What this objective needs of a policy beyond the interface that is served."""
+
+    representation: nn.Module
+    """``(task, window, valid)`` as in ``encode`` to ``z (B, K, d)``; all that makes z."""
+
+
+class TemporalJEPAObjective(Objective):
+    """MSE of the predicted against the target's representation at t + k, and VICReg.
+
+    The online branch sees the window at t, the predictor adds the actions t to t + k - 1, and the
+    target network, a slow average of the whole representation, sees the window at t + k. Rows
+    whose future lies past the end of the episode carry no loss: repeating the last frame would
+    teach that actions change nothing.
+
+    Args:
+        config: horizon k, weights, momentum, width of the predictor.
+        z_dimension: K·d of the policy's representation.
+        action_dimension: D.
+    """
+
+    def __init__(
+        self, config: TemporalJEPAConfig, *, z_dimension: int, action_dimension: int
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.predictor = TemporalPredictor(
+            z_dimension, config.horizon * action_dimension, hidden=config.predictor_hidden
+        )
+        self.target: nn.Module | None = None
+
+    def attach(self, policy: Policy) -> None:
+        """Copy the policy's representation as the target; call it once, before the optimiser."""
+        representation = getattr(policy, "representation", None)
+        if not isinstance(representation, nn.Module):
+            raise ConfigError(
+                f"temporal_jepa trains a policy's module `representation`, which "
+                f"{type(policy).__name__} has not; use another objective",
+                field="objective.name",
+            )
+        self.target = copy.deepcopy(representation).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> TemporalJEPAObjective:
+        """The target stays in evaluation mode: it is never trained."""
+        super().train(mode)
+        if self.target is not None:
+            self.target.eval()
+        return self
+
+    def draw(self, batch: Batch, generator: torch.Generator) -> Draws:
+        """``state_noise (B, T, S)`` for the online branch."""
+        noise = torch.randn(batch.window["state"].shape, generator=generator)
+        return {"state_noise": noise * self.config.state_noise}
+
+    def forward(self, policy: Policy, batch: Batch, draws: Draws) -> Losses:
+        """``prediction``, ``variance``, ``covariance`` and ``total``; also ``z_std``.
+
+        ``z_std`` is the mean deviation of a dimension of the normed z over rows: near 1 in a
+        healthy representation, 0 in a collapsed one. In evaluation mode the identity predictor is
+        measured as well: ``identity`` is the MSE between the target's own z at t and t + k, and
+        ``mse_over_identity`` says what is left of it, so that below 1 means that something about
+        change was learnt. A batch without any real future gives zeros.
+        """
+        model = cast(RepresentationPolicy, policy)
+        window = {**batch.window, "state": batch.window["state"] + draws["state_noise"]}
+        z: Tensor = model.representation(batch.task, window, batch.valid)
+        future, future_valid, actions, mask = self._future(batch)
+        predicted = self.predictor(z.flatten(1), actions.flatten(1)).float()
+        target = self._target(batch.task, future, future_valid)
+
+        error = (_normed(predicted.view_as(z)) - target).square().mean((1, 2))
+        prediction = masked_mean(error, mask)
+        variance, covariance = vicreg_terms(predicted, mask)
+        weights = self.config
+        total = (
+            prediction + weights.variance_weight * variance + weights.covariance_weight * covariance
+        )
+        losses = {
+            "total": total,
+            "prediction": prediction,
+            "variance": variance,
+            "covariance": covariance,
+            "z_std": column_deviation(_normed(z.detach()).flatten(1)).mean(),
+        }
+        if not self.training:
+            now = self._target(batch.task, batch.window, batch.valid)
+            identity = masked_mean((now - target).square().mean((1, 2)), mask)
+            losses["identity"] = identity
+            # Nothing to predict (no real row, or no change) is no skill.
+            ratio = prediction.detach() / identity.clamp(min=1e-12)
+            losses["mse_over_identity"] = torch.where(identity > 0, ratio, torch.ones_like(ratio))
+        return losses
+
+    def after_optimizer_step(self, policy: Policy, step: int, total_steps: int) -> None:
+        """Move the target towards the policy's representation; ``step`` counts from 0."""
+        target = self._attached()
+        source = cast(RepresentationPolicy, policy).representation
+        momentum = ema_momentum(self.config, step, total_steps)
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                list(target.parameters()), list(source.parameters()), 1.0 - momentum
+            )
+            for slow, fast in zip(target.buffers(), source.buffers(), strict=True):
+                slow.copy_(fast)  # running statistics are averages already
+
+    def _target(self, task: Tensors, window: Tensors, valid: Tensor) -> Tensor:
+        """The target's normed z ``(B, K, d)``, cut off from every gradient."""
+        with torch.no_grad():
+            return _normed(self._attached()(task, window, valid))
+
+    def _attached(self) -> nn.Module:
+        if self.target is None:
+            raise RuntimeError("call attach(policy) before the first step")
+        return self.target
+
+    def _future(self, batch: Batch) -> tuple[Tensors, Tensor, Tensor, Tensor]:
+        """Window at t + k, its valid rows, the actions up to it ``(B, k, D)``, real rows."""
+        parts = (batch.future, batch.future_valid, batch.future_actions, batch.future_mask)
+        future, valid, actions, mask = parts
+        if future is None or valid is None or actions is None or mask is None:
+            raise ConfigError(
+                f"temporal_jepa needs batches that hold the window {self.config.horizon} steps "
+                "ahead; these hold none",
+                field="objective.horizon",
+            )
+        return future, valid, actions, mask
+
+
+def ema_momentum(config: TemporalJEPAConfig, step: int, total_steps: int) -> float:
+    """Momentum of the target after optimiser step ``step`` (from 0) of ``total_steps``.
+
+    A cosine from ``ema_start`` at the first step to ``ema_end`` at the last.
+    """
+    progress = min(1.0, step / max(1, total_steps - 1))
+    span = config.ema_end - config.ema_start
+    return config.ema_end - span * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _normed(z: Tensor) -> Tensor:
+    """``z (B, K, d)`` with each token brought to mean 0 and variance 1, in fp32.
+
+    Both branches end in this norm. It has no weights: with the representation's own, the
+    prediction would be scaled by weights that are trained, the target by their slow average, and
+    applying them to z a second time would keep "no change" from being predicted as z itself.
+    Without it, the error could be lowered by shrinking z.
+    """
+    return F.layer_norm(z.float(), z.shape[-1:])
