@@ -2,7 +2,8 @@
 
 from reflexarc.contract.codec import EncodedImage, pack, unpack
 from reflexarc.contract.errors import ReflexarcError
-from reflexarc.contract.messages import ActionChunk, Observation, check_observation
+from reflexarc.contract.messages import ActionChunk, HistoryRow, Observation
+from reflexarc.contract.observation_check import check_observation
 from reflexarc.contract.policy_contract import PROTOCOL_VERSION, Camera, PolicyContract
 from reflexarc.contract.statistics import FeatureStatistics, NormalizationStatistics
 
@@ -12,6 +13,7 @@ __all__ = [
     "Camera",
     "EncodedImage",
     "FeatureStatistics",
+    "HistoryRow",
     "NormalizationStatistics",
     "Observation",
     "PolicyContract",

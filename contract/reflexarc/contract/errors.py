@@ -91,6 +91,16 @@ class NotReadyError(ReflexarcError):
     code = "not_ready"
 
 
+class HistoryMissingError(ReflexarcError):
+    """The server does not hold what a request leaves out; send the whole window again.
+
+    Raised where a session is new to the server: it restarted, another replica answered, the
+    session was idle for too long, or its episode began before this client connected.
+    """
+
+    code = "history_missing"
+
+
 class InferenceError(ReflexarcError):
     """The policy failed on a valid observation; details stay in the server's log."""
 

@@ -53,10 +53,11 @@ def prepare_image(camera: Camera, rendered: UInt8Image) -> UInt8Image:
     return np.ascontiguousarray(resize_bilinear(image, camera.height, camera.width))
 
 
-def decode_image(encoded: EncodedImage) -> UInt8Image:
+def decode_image(encoded: EncodedImage, size: tuple[int, int] | None = None) -> UInt8Image:
     """Decode JPEG, PNG or raw bytes to ``uint8 (H, W, 3)`` RGB.
 
-    The header's size is checked before any pixel is decoded. Raises CodecError.
+    The header's size is checked before any pixel is decoded: against ``size``, the height and
+    width that are wanted, or without it against the most that any camera has. Raises CodecError.
     """
     if encoded.format == "raw":
         return _raw_image(encoded)
@@ -65,6 +66,11 @@ def decode_image(encoded: EncodedImage) -> UInt8Image:
             width, height = image.size
             if not (0 < width <= MAX_IMAGE_SIDE and 0 < height <= MAX_IMAGE_SIDE):
                 raise CodecError(f"image of {width}x{height} is above {MAX_IMAGE_SIDE} a side")
+            if size is not None and (height, width) != size:
+                raise CodecError(
+                    f"image is {height} high and {width} wide, expected {size[0]} and {size[1]}; "
+                    "resize it"
+                )
             return np.asarray(image.convert("RGB"))
     except _UNDECODABLE as error:
         raise CodecError(f"the {encoded.format} image cannot be decoded: {error}") from error

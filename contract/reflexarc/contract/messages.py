@@ -1,4 +1,4 @@
-"""Observations and action chunks, and the check of an observation against a contract."""
+"""Observations and action chunks, and their form on the wire."""
 
 from __future__ import annotations
 
@@ -10,12 +10,51 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from reflexarc.contract.errors import CodecError, ContractViolationError
-from reflexarc.contract.policy_contract import PolicyContract
+from reflexarc.contract.errors import CodecError
 
 MAX_INSTRUCTION_CHARACTERS = 4096
 MAX_IDENTIFIER_CHARACTERS = 128
-_CAMERAS_NAMED = 8
+MAX_HISTORY_ROWS = 1024
+
+Images = Mapping[str, npt.NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class HistoryRow:
+    """What was seen at an earlier step of the episode.
+
+    Attributes:
+        step_index: environment steps executed before it was seen.
+        state: ``(S,)`` floating point, as in an observation.
+        images: as in an observation, or None where only the state of this step is needed.
+    """
+
+    step_index: int
+    state: npt.NDArray[Any]
+    images: Images | None = None
+
+    def to_wire(self) -> dict[str, Any]:
+        message: dict[str, Any] = {"step_index": self.step_index, "state": self.state}
+        if self.images is not None:
+            message["images"] = dict(self.images)
+        return message
+
+    @classmethod
+    def from_wire(cls, message: object, name: str) -> HistoryRow:
+        """Build from a decoded map; raises CodecError naming the field below ``name``."""
+        if not isinstance(message, Mapping):
+            raise CodecError(f"{name} must be a map, got {type(message).__name__}", field=name)
+        _refuse_unknown(cls, message, name)
+        step = message.get("step_index")
+        if not isinstance(step, int) or isinstance(step, bool):
+            what = "is missing" if step is None else f"must be int, got {type(step).__name__}"
+            raise CodecError(f"{name}.step_index {what}", field=f"{name}.step_index")
+        if "state" not in message:
+            raise CodecError(f"{name} needs the field 'state'", field=f"{name}.state")
+        images = message.get("images")
+        if images is not None:
+            _check_image_map(images, f"{name}.images")
+        return cls(step_index=step, state=message["state"], images=images)
 
 
 @dataclass(frozen=True)
@@ -29,11 +68,18 @@ class Observation:
         session_id: names one episode's stream; None means this connection.
         request_id: echoed in the reply.
         seed: seed of the sampling noise; None lets the server draw one and say which.
-        step_index: environment steps executed so far in the episode.
+        step_index: environment steps executed so far in the episode; needed by a policy that
+            sees history. 0, or less than in the session's last request, begins an episode anew.
         denoising_steps: Euler steps of the flow-matching sampler; None takes the policy's own.
+        history: rows seen since the session's last request, oldest first. A request that
+            carries its whole window needs no session.
+        goal_image: camera name to ``uint8 (H, W, 3)``: what the scene shall look like. Sent with
+            the first request of an episode; the session keeps its embedding.
+        action_prefix: ``float32 (P, D)`` in robot units, P below the horizon: the chunk's first
+            actions, which are committed already. For policies whose sampling supports it.
     """
 
-    images: Mapping[str, npt.NDArray[np.uint8]]
+    images: Images
     state: npt.NDArray[Any]
     instruction: str | None = None
     session_id: str | None = None
@@ -41,14 +87,23 @@ class Observation:
     seed: int | None = None
     step_index: int | None = None
     denoising_steps: int | None = None
+    history: tuple[HistoryRow, ...] = ()
+    goal_image: Images | None = None
+    action_prefix: npt.NDArray[Any] | None = None
 
     def to_wire(self) -> dict[str, Any]:
-        """A map for the codec; fields that are None are left out."""
+        """A map for the codec; fields that are None or empty are left out."""
         message: dict[str, Any] = {"images": dict(self.images), "state": self.state}
         for name in _OPTIONAL_TYPES:
             value = getattr(self, name)
             if value is not None:
                 message[name] = value
+        if self.history:
+            message["history"] = [row.to_wire() for row in self.history]
+        if self.goal_image is not None:
+            message["goal_image"] = dict(self.goal_image)
+        if self.action_prefix is not None:
+            message["action_prefix"] = self.action_prefix
         return message
 
     @classmethod
@@ -59,26 +114,48 @@ class Observation:
         """
         if not isinstance(message, Mapping):
             raise CodecError(f"an observation must be a map, got {type(message).__name__}")
-        known = {f.name for f in fields(cls)}
-        for key in message:
-            if key not in known:
-                raise CodecError(
-                    f"unknown field {short(key)} in an observation; "
-                    f"known: {', '.join(sorted(known))}",
-                    field=str(key)[:MAX_IDENTIFIER_CHARACTERS],
-                )
+        _refuse_unknown(cls, message, "an observation")
         for key in ("images", "state"):
             if key not in message:
                 raise CodecError(f"an observation needs the field {key!r}", field=key)
-        if not isinstance(message["images"], Mapping):
-            raise CodecError("images must be a map from camera name to image", field="images")
+        _check_image_map(message["images"], "images")
+        if message.get("goal_image") is not None:
+            _check_image_map(message["goal_image"], "goal_image")
         for key, expected in _OPTIONAL_TYPES.items():
             value = message.get(key)
             if value is not None and (not isinstance(value, expected) or isinstance(value, bool)):
                 raise CodecError(
                     f"{key} must be {expected.__name__}, got {type(value).__name__}", field=key
                 )
-        return cls(**{str(key): value for key, value in message.items()})
+        values = {str(key): value for key, value in message.items()}
+        return cls(**{**values, "history": _history_from_wire(message.get("history"))})
+
+
+def _history_from_wire(rows: object) -> tuple[HistoryRow, ...]:
+    if rows is None:
+        return ()
+    if not isinstance(rows, list | tuple):
+        raise CodecError(f"history must be a list, got {type(rows).__name__}", field="history")
+    if len(rows) > MAX_HISTORY_ROWS:
+        raise CodecError(
+            f"history holds {len(rows)} rows, more than {MAX_HISTORY_ROWS}", field="history"
+        )
+    return tuple(HistoryRow.from_wire(row, f"history[{i}]") for i, row in enumerate(rows))
+
+
+def _refuse_unknown(cls: type, message: Mapping[Any, Any], what: str) -> None:
+    known = {f.name for f in fields(cls)}
+    for key in message:
+        if key not in known:
+            raise CodecError(
+                f"unknown field {short(key)} in {what}; known: {', '.join(sorted(known))}",
+                field=str(key)[:MAX_IDENTIFIER_CHARACTERS],
+            )
+
+
+def _check_image_map(images: object, name: str) -> None:
+    if not isinstance(images, Mapping):
+        raise CodecError(f"{name} must be a map from camera name to image", field=name)
 
 
 _OPTIONAL_TYPES: dict[str, type] = {
@@ -151,77 +228,3 @@ class ActionChunk:
 
 
 _REPLY_TYPES: dict[str, type] = {"seed": int, "request_id": str, "session_id": str, "timing": dict}
-
-
-def check_observation(contract: PolicyContract, observation: Observation) -> None:
-    """Raise ContractViolationError naming every field that differs, what came and what to send."""
-    found = [
-        *_image_problems(contract, observation),
-        *_state_problems(contract, observation),
-        *_text_problems(contract, observation),
-    ]
-    if found:
-        raise ContractViolationError(
-            "the observation violates the policy's contract: "
-            + "; ".join(f"{name}: {what}" for name, what in found),
-            field=found[0][0],
-        )
-
-
-def _image_problems(contract: PolicyContract, observation: Observation) -> list[tuple[str, str]]:
-    found = []
-    wanted = set(contract.camera_names)
-    unknown = [str(name)[:64] for name in observation.images if name not in wanted]
-    for name in unknown[:_CAMERAS_NAMED]:  # a frame may hold thousands of them
-        found.append((f"images.{name}", f"no such camera; expected {sorted(wanted)}"))
-    for camera in contract.cameras:
-        key = f"images.{camera.name}"
-        if camera.name not in observation.images:
-            came = sorted(str(name)[:64] for name in observation.images)[:_CAMERAS_NAMED]
-            found.append((key, f"missing; cameras that came: {came or 'none'}"))
-            continue
-        image = observation.images[camera.name]
-        expected = (camera.height, camera.width, 3)
-        if not isinstance(image, np.ndarray):
-            found.append((key, f"expected a uint8 array {expected}, got {type(image).__name__}"))
-        elif image.dtype != np.uint8 or image.shape != expected:
-            found.append(
-                (key, f"expected uint8 {expected} RGB, got {image.dtype} {image.shape}; resize it")
-            )
-    return found
-
-
-def _state_problems(contract: PolicyContract, observation: Observation) -> list[tuple[str, str]]:
-    state, spec = observation.state, contract.state
-    if not isinstance(state, np.ndarray):
-        return [("state", f"expected an array ({spec.dimension},), got {type(state).__name__}")]
-    if state.dtype.kind != "f" or state.shape != (spec.dimension,):
-        return [
-            (
-                "state",
-                f"expected floats ({spec.dimension},) in the layout {spec.layout}, "
-                f"got {state.dtype} {state.shape}",
-            )
-        ]
-    if not np.isfinite(state).all():
-        bad = [spec.names[i] for i in np.flatnonzero(~np.isfinite(state))]
-        return [("state", f"not finite in {', '.join(bad)}")]
-    return []
-
-
-def _text_problems(contract: PolicyContract, observation: Observation) -> list[tuple[str, str]]:
-    found = []
-    if contract.needs_language and not observation.instruction:
-        found.append(("instruction", "this policy needs an instruction, none came"))
-    if observation.instruction and len(observation.instruction) > MAX_INSTRUCTION_CHARACTERS:
-        found.append(("instruction", f"longer than {MAX_INSTRUCTION_CHARACTERS} characters"))
-    for name in ("session_id", "request_id"):
-        value = getattr(observation, name)
-        if value is not None and len(value) > MAX_IDENTIFIER_CHARACTERS:
-            found.append((name, f"longer than {MAX_IDENTIFIER_CHARACTERS} characters"))
-    if observation.seed is not None and not 0 <= observation.seed < 2**63:
-        found.append(("seed", f"must be in [0, 2**63), got {observation.seed}"))
-    steps = observation.denoising_steps
-    if steps is not None and not 1 <= steps <= 100:
-        found.append(("denoising_steps", f"must be in [1, 100], got {steps}"))
-    return found

@@ -65,11 +65,38 @@ class StateSpec(FrozenModel):
 
 
 class History(FrozenModel):
-    """How many frames and states one decision sees, and the environment steps between them."""
+    """How many frames and states one decision sees, and the environment steps between them.
 
-    frames: Annotated[int, Field(ge=1)] = 1
-    states: Annotated[int, Field(ge=1)] = 1
-    stride: Annotated[int, Field(ge=1)] = 1
+    A decision at environment step t sees the rows at t, t - stride, t - 2·stride, ...: as many
+    frames and as many states as stated here. Rows before step 0 do not exist: the oldest row that
+    does is repeated in their place and marked as padding.
+    """
+
+    frames: Annotated[int, Field(ge=1, le=256)] = 1
+    states: Annotated[int, Field(ge=1, le=256)] = 1
+    stride: Annotated[int, Field(ge=1, le=256)] = 1
+
+    @property
+    def rows(self) -> int:
+        """Rows of a decision's window: the longer of frames and states."""
+        return max(self.frames, self.states)
+
+    @property
+    def span(self) -> int:
+        """Environment steps from a window's oldest row to its newest."""
+        return (self.rows - 1) * self.stride
+
+    def frame_steps(self, step: int) -> list[int]:
+        """Steps of the frames that a decision at ``step`` sees, oldest first, without padding."""
+        return _window_steps(step, self.frames, self.stride)
+
+    def state_steps(self, step: int) -> list[int]:
+        """Steps of the states that a decision at ``step`` sees, oldest first, without padding."""
+        return _window_steps(step, self.states, self.stride)
+
+
+def _window_steps(step: int, length: int, stride: int) -> list[int]:
+    return [past for past in range(step - (length - 1) * stride, step + 1, stride) if past >= 0]
 
 
 class Gripper(FrozenModel):
@@ -142,6 +169,11 @@ class PolicyContract(FrozenModel):
     @property
     def camera_names(self) -> tuple[str, ...]:
         return tuple(camera.name for camera in self.cameras)
+
+    @property
+    def needs_session(self) -> bool:
+        """Whether a request leaves out what an earlier one of its episode brought."""
+        return self.history.rows > 1 or self.needs_goal_image
 
 
 LIBERO_STATE_EEF = StateSpec(

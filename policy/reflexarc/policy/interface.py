@@ -58,16 +58,27 @@ class FrozenBackbone:
 
 @dataclass(frozen=True)
 class Task:
-    """What one episode is about, before any embedding."""
+    """What one episode is about, before any embedding.
+
+    Attributes:
+        instruction: what to do, in words.
+        goal_image: camera name to ``uint8 (H, W, 3)`` RGB as the contract's cameras state: what
+            the scene shall look like. None for a policy that needs none.
+    """
 
     instruction: str | None = None
+    goal_image: Mapping[str, Tensor] | None = None
 
 
 class Policy(nn.Module, ABC):
     """What is served. Rows of a batch are independent of each other.
 
-    Shapes: N rows of any sessions, B rows of one decision, T frames of history, S state
-    dimensions, H horizon, D action dimensions.
+    Shapes: N rows of any sessions, B decisions, F frames, P states and T = max(F, P) rows of a
+    decision's window (``contract.history``), S state dimensions, H horizon, D action dimensions.
+
+    Rows of an ``embed_`` method have one shape whatever they were made of, because sessions stack
+    them: a policy that reads instructions as tokens pads them to a fixed length and returns the
+    mask as another row.
     """
 
     family: ClassVar[str]
@@ -80,12 +91,16 @@ class Policy(nn.Module, ABC):
     def embed_task(self, tasks: Sequence[Task]) -> Tensors:
         """Embed N tasks once an episode; rows ``(N, ...)`` are kept by the session.
 
+        Here belongs whatever stays the same over an episode: instruction and goal image.
         Raises UnknownInstructionError for an instruction that has no embedding.
         """
 
     @abstractmethod
     def embed_frames(self, frames: Tensors, task: Tensors) -> Tensors:
         """Embed N new frames; rows ``(N, ...)`` are kept by the session, and cached in training.
+
+        A frame is embedded once, and its row is part of every window that it falls into. An
+        encoder that mixes frames (video) keeps pixels as rows and runs in ``encode``.
 
         Args:
             frames: camera name to ``uint8 (N, H, W, 3)`` RGB as the contract states.
@@ -98,9 +113,11 @@ class Policy(nn.Module, ABC):
 
         Args:
             task: rows ``(B, ...)`` of ``embed_task``.
-            window: rows of ``embed_frames`` and ``"state" (B, T, S)`` normalised float32,
-                oldest first, padded at the start: ``(B, T, ...)``.
-            valid: ``bool (B, T)``, False where a row is padding.
+            window: rows of ``embed_frames`` ``(B, F, ...)`` and ``"state" (B, P, S)`` normalised
+                float32, ``contract.history.stride`` steps apart, oldest first. Before an
+                episode's first row its oldest is repeated.
+            valid: ``bool (B, T)``, False where a row is padding. Its last F columns are those of
+                the frames, its last P those of the states.
         """
 
     @abstractmethod
@@ -113,7 +130,8 @@ class Policy(nn.Module, ABC):
             context: of ``encode``.
             noise: ``(B, *sampling.noise_shape)`` float32, or None where the policy needs none.
             steps: Euler steps.
-            prefix: ``(B, P, D)`` normalised actions that are already committed.
+            prefix: normalised actions ``(B, C, D)``, C < H, that are already committed; the
+                chunk begins with them. Only where ``sampling.supports_prefix``.
         """
 
     @classmethod

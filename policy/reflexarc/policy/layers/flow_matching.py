@@ -41,17 +41,29 @@ def target_velocity(data: Tensor, noise: Tensor) -> Tensor:
     return noise - data
 
 
-def euler_sample(velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int) -> Tensor:
-    """Integrate from noise ``(B, ...)`` at t = 1 to data at t = 0 in ``steps`` equal steps.
+def euler_sample(
+    velocity: Callable[[Tensor, Tensor], Tensor],
+    noise: Tensor,
+    steps: int,
+    prefix: Tensor | None = None,
+) -> Tensor:
+    """Integrate from noise ``(B, H, ...)`` at t = 1 to data at t = 0 in ``steps`` equal steps.
 
     Args:
-        velocity: ``(x_t (B, ...), t (B,))`` to the velocity, of ``x_t``'s shape.
+        velocity: ``(x_t (B, H, ...), t (B,))`` to the velocity, of ``x_t``'s shape.
+        prefix: ``(B, P, ...)``, the first P rows of the data, known already. At every step the
+            path's first rows are those that the prefix has at that time, so that the rest
+            continues it (inpainting); the result begins with the prefix exactly.
     """
     x = noise
     for step in range(steps):
-        t = torch.full((len(x),), 1.0 - step / steps, dtype=x.dtype, device=x.device)
+        time = 1.0 - step / steps
+        if prefix is not None:
+            known = time * noise[:, : prefix.shape[1]] + (1.0 - time) * prefix
+            x = torch.cat([known, x[:, prefix.shape[1] :]], dim=1)
+        t = torch.full((len(x),), time, dtype=x.dtype, device=x.device)
         x = x - velocity(x, t) / steps
-    return x
+    return x if prefix is None else torch.cat([prefix, x[:, prefix.shape[1] :]], dim=1)
 
 
 class TimeEmbedding(nn.Module):

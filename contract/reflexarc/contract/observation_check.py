@@ -1,0 +1,163 @@
+"""The check of an observation against a contract: everything that differs, each by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from reflexarc.contract.errors import ContractViolationError
+from reflexarc.contract.messages import (
+    MAX_HISTORY_ROWS,
+    MAX_IDENTIFIER_CHARACTERS,
+    MAX_INSTRUCTION_CHARACTERS,
+    Observation,
+)
+from reflexarc.contract.policy_contract import PolicyContract
+
+_CAMERAS_NAMED = 8
+_PROBLEMS_NAMED = 16
+_MAX_STEP_INDEX = 2**53
+Problem = tuple[str, str]
+
+
+def check_observation(contract: PolicyContract, observation: Observation) -> None:
+    """Raise ContractViolationError naming every field that differs, what came and what to send.
+
+    Whether a session holds the rows that an observation leaves out is for the server to say.
+    """
+    found = [
+        *_image_problems(contract, observation.images, "images"),
+        *_state_problems(contract, observation.state, "state"),
+        *_text_problems(contract, observation),
+        *_goal_problems(contract, observation),
+        *_step_problems(contract, observation),
+        *_history_problems(contract, observation),
+        *_prefix_problems(contract, observation.action_prefix),
+    ]
+    if found:
+        named = [f"{name}: {what}" for name, what in found[:_PROBLEMS_NAMED]]
+        if len(found) > _PROBLEMS_NAMED:
+            named.append(f"and {len(found) - _PROBLEMS_NAMED} more")
+        raise ContractViolationError(
+            "the observation violates the policy's contract: " + "; ".join(named),
+            field=found[0][0],
+        )
+
+
+def _image_problems(contract: PolicyContract, images: Any, where: str) -> Iterator[Problem]:
+    wanted = set(contract.camera_names)
+    unknown = [str(name)[:64] for name in images if name not in wanted]
+    for name in unknown[:_CAMERAS_NAMED]:  # a frame may hold thousands of them
+        yield f"{where}.{name}", f"no such camera; expected {sorted(wanted)}"
+    for camera in contract.cameras:
+        key = f"{where}.{camera.name}"
+        if camera.name not in images:
+            came = sorted(str(name)[:64] for name in images)[:_CAMERAS_NAMED]
+            yield key, f"missing; cameras that came: {came or 'none'}"
+            continue
+        image = images[camera.name]
+        expected = (camera.height, camera.width, 3)
+        if not isinstance(image, np.ndarray):
+            yield key, f"expected a uint8 array {expected}, got {type(image).__name__}"
+        elif image.dtype != np.uint8 or image.shape != expected:
+            yield key, f"expected uint8 {expected} RGB, got {image.dtype} {image.shape}; resize it"
+
+
+def _state_problems(contract: PolicyContract, state: Any, where: str) -> Iterator[Problem]:
+    spec = contract.state
+    if not isinstance(state, np.ndarray):
+        yield where, f"expected an array ({spec.dimension},), got {type(state).__name__}"
+    elif state.dtype.kind != "f" or state.shape != (spec.dimension,):
+        yield (
+            where,
+            f"expected floats ({spec.dimension},) in the layout {spec.layout}, "
+            f"got {state.dtype} {state.shape}",
+        )
+    elif not np.isfinite(state).all():
+        bad = [spec.names[i] for i in np.flatnonzero(~np.isfinite(state))]
+        yield where, f"not finite in {', '.join(bad)}"
+
+
+def _text_problems(contract: PolicyContract, observation: Observation) -> Iterator[Problem]:
+    if contract.needs_language and not observation.instruction:
+        yield "instruction", "this policy needs an instruction, none came"
+    if observation.instruction and len(observation.instruction) > MAX_INSTRUCTION_CHARACTERS:
+        yield "instruction", f"longer than {MAX_INSTRUCTION_CHARACTERS} characters"
+    for name in ("session_id", "request_id"):
+        value = getattr(observation, name)
+        if value is not None and len(value) > MAX_IDENTIFIER_CHARACTERS:
+            yield name, f"longer than {MAX_IDENTIFIER_CHARACTERS} characters"
+    if observation.seed is not None and not 0 <= observation.seed < 2**63:
+        yield "seed", f"must be in [0, 2**63), got {observation.seed}"
+    steps = observation.denoising_steps
+    if steps is not None and not 1 <= steps <= 100:
+        yield "denoising_steps", f"must be in [1, 100], got {steps}"
+
+
+def _goal_problems(contract: PolicyContract, observation: Observation) -> Iterator[Problem]:
+    goal = observation.goal_image
+    if goal is not None and not contract.needs_goal_image:
+        yield "goal_image", "this policy takes none"
+    elif goal is not None:
+        yield from _image_problems(contract, goal, "goal_image")
+    elif contract.needs_goal_image and observation.step_index == 0:
+        yield "goal_image", "this policy needs one with the first request of an episode"
+
+
+def _step_problems(contract: PolicyContract, observation: Observation) -> Iterator[Problem]:
+    step = observation.step_index
+    if step is None and contract.needs_session:
+        yield "step_index", "this policy keeps an episode's history: say which step this is"
+    if step is not None and contract.needs_session and not 0 <= step < _MAX_STEP_INDEX:
+        yield "step_index", f"must be in [0, 2**53), got {step}"
+
+
+def _history_problems(contract: PolicyContract, observation: Observation) -> Iterator[Problem]:
+    rows, history = observation.history, contract.history
+    if not rows:
+        return
+    most = min(history.span, MAX_HISTORY_ROWS)
+    if most == 0:
+        yield "history", "this policy sees one frame and one state; send no history"
+        return
+    if len(rows) > most:
+        yield "history", f"{len(rows)} rows; a window spans {most} steps before its newest row"
+        return
+    earlier = -1
+    for index, row in enumerate(rows):
+        where = f"history[{index}]"
+        if row.step_index <= earlier:
+            yield f"{where}.step_index", f"{row.step_index} follows {earlier}; send oldest first"
+        elif observation.step_index is not None and row.step_index >= observation.step_index:
+            at = observation.step_index
+            yield f"{where}.step_index", f"{row.step_index} is not before the observation's {at}"
+        earlier = max(earlier, row.step_index)
+        yield from _state_problems(contract, row.state, f"{where}.state")
+        if row.images is not None:
+            yield from _image_problems(contract, row.images, f"{where}.images")
+
+
+def _prefix_problems(contract: PolicyContract, prefix: Any) -> Iterator[Problem]:
+    if prefix is None:
+        return
+    action, where = contract.action, "action_prefix"
+    wanted = f"floats (P, {action.dimension}) with P from 1 to {action.horizon - 1}"
+    if not isinstance(prefix, np.ndarray):
+        yield where, f"expected {wanted}, got {type(prefix).__name__}"
+    elif (
+        prefix.dtype.kind != "f"
+        or prefix.ndim != 2
+        or prefix.shape[1] != action.dimension
+        or not 1 <= len(prefix) < action.horizon
+    ):
+        yield where, f"expected {wanted}, got {prefix.dtype} {prefix.shape}"
+    elif not np.isfinite(prefix).all():
+        yield where, "not finite"
+    else:
+        low, high = np.array(action.low, np.float32), np.array(action.high, np.float32)
+        outside = ((prefix < low) | (prefix > high)).any(0)
+        if outside.any():
+            names = [name for name, out in zip(action.names, outside, strict=True) if out]
+            yield where, f"outside the contract's limits in {', '.join(names)}"
