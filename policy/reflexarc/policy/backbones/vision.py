@@ -1,27 +1,48 @@
-"""What a frozen vision backbone is, a tiny random one for tests, and how one is chosen."""
+"""What a frozen vision front is, a tiny random one for tests, and how one is chosen."""
 
 from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from reflexarc.policy.interface import FrozenBackbone, PolicyConfig
 
-VisionBackboneName = Literal["efficientnet_lite0", "tiny_random"]
+VisionBackboneName = Literal["efficientnet_lite0", "siglip", "conv2d", "tiny_random"]
+Rgb: TypeAlias = tuple[float, float, float]
 
 
 class VisionBackboneConfig(PolicyConfig):
-    """Which frozen vision encoder, and the average pooling over its grid (1 is none)."""
+    """Which vision encoder, and the average pooling over its grid (1 is none).
+
+    Attributes:
+        name: ``efficientnet_lite0`` and ``siglip`` are pretrained and frozen; ``conv2d`` is one
+            patch convolution trained with the policy; ``tiny_random`` is for tests.
+        pool: side of the square of cells that are averaged to one patch.
+        path: of ``siglip``: a folder that ``save_pretrained`` wrote, or a hub id. Checkpoints
+            name it with its weights' sha256 and do not copy it.
+        channels: of ``conv2d``: of one patch; 256 when left out.
+    """
 
     name: VisionBackboneName = "efficientnet_lite0"
     pool: int = Field(default=2, ge=1)
+    path: str | None = Field(default=None, min_length=1)
+    channels: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _options_belong_to_the_name(self) -> VisionBackboneConfig:
+        if self.name == "siglip" and self.path is None:
+            raise ValueError("vision siglip needs path: a local folder or a hub id")
+        for option, owner in (("path", "siglip"), ("channels", "conv2d")):
+            if getattr(self, option) is not None and self.name != owner:
+                raise ValueError(f"vision.{option} belongs to {owner}, not to {self.name}")
+        return self
 
 
 class VisionBackbone(nn.Module, ABC):
@@ -38,16 +59,20 @@ class VisionBackbone(nn.Module, ABC):
     """
 
     identity: FrozenBackbone
-    channels: ClassVar[int]
-    stride: ClassVar[int]
-    mean: ClassVar[tuple[float, float, float]]
-    std: ClassVar[tuple[float, float, float]]
+    channels: int
+    stride: int
+    mean: Rgb
+    std: Rgb
     _shift: Tensor
     _scale: Tensor
 
     def __init__(self, pool: int):
         super().__init__()
         self.pool = pool
+        self._normalise_by(self.mean, self.std)
+
+    def _normalise_by(self, mean: Rgb, std: Rgb) -> None:
+        self.mean, self.std = mean, std
         self.register_buffer("_shift", torch.tensor(self.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("_scale", torch.tensor(self.std).view(1, 3, 1, 1), persistent=False)
 
@@ -60,6 +85,14 @@ class VisionBackbone(nn.Module, ABC):
         """Frozen: stays in eval mode, so that batch norms never move."""
         super().train(False)
         return self
+
+    def trained_patches(self) -> nn.Module | None:
+        """For a front whose rows are not patches yet: the trained module that makes them.
+
+        ``(N, *row)`` to ``(N, patches, channels)``; it belongs to the policy, which trains and
+        saves it. None where ``forward`` gives patches already.
+        """
+        return None
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of pooled patches for an image of this size."""
@@ -104,15 +137,34 @@ class TinyRandomVision(VisionBackbone):
 
 
 def build_vision_backbone(config: VisionBackboneConfig) -> VisionBackbone:
-    """Build and load the frozen encoder. Raises MissingExtraError without its weights' package."""
-    builders: dict[str, Callable[[int], VisionBackbone]] = {
+    """Build and load the front.
+
+    Raises MissingExtraError without its weights' package, CheckpointError where a folder or hub
+    id does not hold them.
+    """
+    builders: dict[str, Callable[[VisionBackboneConfig], VisionBackbone]] = {
         "efficientnet_lite0": _efficientnet_lite0,
-        "tiny_random": TinyRandomVision,
+        "siglip": _siglip,
+        "conv2d": _raw_pixels,
+        "tiny_random": lambda config: TinyRandomVision(config.pool),
     }
-    return builders[config.name](config.pool)
+    return builders[config.name](config)
 
 
-def _efficientnet_lite0(pool: int) -> VisionBackbone:
+def _efficientnet_lite0(config: VisionBackboneConfig) -> VisionBackbone:
     from reflexarc.policy.backbones.efficientnet_lite0 import EfficientNetLite0
 
-    return EfficientNetLite0(pool)
+    return EfficientNetLite0(config.pool)
+
+
+def _siglip(config: VisionBackboneConfig) -> VisionBackbone:
+    from reflexarc.policy.backbones.siglip import SiglipVision
+
+    assert config.path is not None  # the config's own validator
+    return SiglipVision(config.path, config.pool)
+
+
+def _raw_pixels(config: VisionBackboneConfig) -> VisionBackbone:
+    from reflexarc.policy.backbones.conv2d import RawPixels
+
+    return RawPixels(config.channels or 256, config.pool)

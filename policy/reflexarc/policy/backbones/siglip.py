@@ -1,0 +1,157 @@
+"""SigLIP's vision tower, frozen, from a local folder or a hub id.
+
+At 224 pixels the base model gives 196 patches of 768 channels. Images are scaled with the mean
+and deviation of the folder's ``preprocessor_config.json``, or 0.5 where there is none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from reflexarc.contract.errors import CheckpointError, ConfigError, MissingExtraError
+from reflexarc.policy.backbones.vision import Rgb, VisionBackbone
+from reflexarc.policy.interface import FrozenBackbone
+
+_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
+_BLOCK = 1 << 20
+_HALF: Rgb = (0.5, 0.5, 0.5)
+
+
+class SiglipVision(VisionBackbone):
+    """``SiglipVisionModel`` of transformers up to its last norm, without the pooling head."""
+
+    mean = _HALF
+    std = _HALF
+
+    def __init__(self, path: str, pool: int = 1):
+        if find_spec("transformers") is None:
+            raise MissingExtraError("the vision encoder siglip", "train", "transformers")
+        folder = model_folder(path)
+        super().__init__(pool)
+        self._normalise_by(*image_statistics(folder))
+        self.identity = FrozenBackbone("siglip", weights_sha256(folder))
+        self.model = _load(folder)
+        config = self.model.config
+        self.channels = int(config.hidden_size)
+        self.stride = int(config.patch_size)
+        self.image_size = int(config.image_size)
+        self.freeze()
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Raises ConfigError for a size that the position embeddings were not trained for."""
+        if (height, width) != (self.image_size, self.image_size):
+            raise ConfigError(
+                f"this SigLIP sees images of {self.image_size}x{self.image_size}, the contract's "
+                f"are {height}x{width}; set contract.image_size to {self.image_size}",
+                field="cameras",
+            )
+        side = self.image_size // self.stride // self.pool
+        return side, side
+
+    def features(self, pixels: Tensor) -> Tensor:
+        hidden: Tensor = self.model(pixel_values=pixels).last_hidden_state
+        side = self.image_size // self.stride
+        return hidden.transpose(1, 2).reshape(len(pixels), self.channels, side, side)
+
+
+def model_folder(path: str) -> Path:
+    """The folder itself, or where the hub's client keeps its copy; CheckpointError for neither."""
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return local
+    if local.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1:
+        raise CheckpointError(
+            f"vision.path: there is no folder {path}; name the folder of a SigLIP model that "
+            "save_pretrained wrote, or a hub id such as google/siglip-base-patch16-224"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(path, allow_patterns=list(_FILES)))
+    except Exception as error:  # the hub's client raises a dozen kinds: network, name, permission
+        raise CheckpointError(
+            f"vision.path: {path!r} is no folder here and the hub does not give it "
+            f"({type(error).__name__}: {str(error)[:200]}); download the model and name its folder"
+        ) from error
+
+
+def weights_sha256(folder: Path) -> str:
+    """Of ``model.safetensors``, or over the hashes of all ``*.safetensors`` in order of name."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(
+            f"{folder} holds no *.safetensors; save the model with save_pretrained "
+            "(files such as pytorch_model.bin hold pickled objects and are not read)"
+        )
+    digests = [_file_sha256(path) for path in files]
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def image_statistics(folder: Path) -> tuple[Rgb, Rgb]:
+    """Mean and deviation of images in [0, 1], from the folder's preprocessor where it has one."""
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return _HALF, _HALF
+    try:
+        fields = json.loads(path.read_text())
+        mean, std = (
+            tuple(float(value) for value in fields.get(key, _HALF))
+            for key in ("image_mean", "image_std")
+        )
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; copy it again") from error
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise CheckpointError(
+            f"{path}: image_mean and image_std must be three numbers each, deviations above "
+            f"zero, got {mean} and {std}"
+        )
+    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+
+
+def _file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _load(folder: Path) -> Any:  # transformers is untyped here
+    """The model in fp32. Raises CheckpointError for another model, or one that lacks weights."""
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it lists every tensor of the parts that are not loaded
+    try:
+        config = SiglipVisionConfig.from_pretrained(folder, local_files_only=True)
+        config.vision_use_head = False
+        model, found = SiglipVisionModel.from_pretrained(
+            folder,
+            config=config,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # OSError, ValueError, RuntimeError, SafetensorError, by version
+        raise CheckpointError(
+            f"{folder} cannot be loaded as a SigLIP vision model: {str(error)[:400]}"
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} tensors of a SigLIP vision model, the first is "
+            f"{missing[0]}; copy the whole folder again"
+        )
+    return model.float()
