@@ -1,4 +1,4 @@
-"""``reflexarc serve``, also ``serve-policy``: a checkpoint behind websocket and HTTP."""
+"""``reflexarc serve``, also ``serve-policy``: a policy behind websocket and HTTP."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from reflexarc.cli.extras import require
+from reflexarc.contract.errors import ConfigError
 
 if TYPE_CHECKING:
     from reflexarc.contract import PolicyContract
+    from reflexarc.server.sources import PolicySource
 
 
 def register(app: typer.Typer) -> None:
@@ -20,42 +22,120 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     checkpoint: Annotated[
-        Path, typer.Option("--ckpt", "--checkpoint", help="Folder that training wrote.")
-    ],
+        Path | None, typer.Option("--ckpt", "--checkpoint", help="Folder that training wrote.")
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="random, zero, a class of your own as module:Class (found from the current "
+            "directory too), or the name of an installed package's policy.",
+        ),
+    ] = None,
+    policy_config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON or YAML: keyword arguments of your class."),
+    ] = None,
+    contract: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Contract of random and zero: a checkpoint's policy.json, or what GET "
+            "/v1/contract answers; LIBERO's without it.",
+        ),
+    ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines ask.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8000,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="Of a checkpoint: auto, cpu, cuda, cuda:1 or mps.")
+    ] = "auto",
     denoising_steps: Annotated[
         int | None,
-        typer.Option(help="Euler steps where a request names none.", min=1, max=100),
+        typer.Option(
+            help="Of a checkpoint: Euler steps where a request names none.", min=1, max=100
+        ),
     ] = None,
 ) -> None:
     """Serve a policy as action chunks until Ctrl-C or SIGTERM."""
-    require("serve-policy", "server", "fastapi", "safetensors", "torch", "uvicorn")
-    from reflexarc.policy.devices import resolve_device
+    require("serve-policy", "server", "fastapi", "uvicorn")
     from reflexarc.server.lifecycle import PolicyServer, open_port
-    from reflexarc.server.loading import CheckpointPolicy, verify_checkpoint
     from reflexarc.server.service import PolicyService
 
-    contract = verify_checkpoint(checkpoint)
-    resolved = str(resolve_device(device))
+    if checkpoint is not None:
+        source = _checkpoint(checkpoint, policy, policy_config, contract, device, denoising_steps)
+    else:
+        source = _without_checkpoint(policy, policy_config, contract, device, denoising_steps)
     listener = open_port(host, port)
     address = _address(host, int(listener.getsockname()[1]))
-    typer.echo(f"Serving {checkpoint} at ws://{address} and http://{address} on {resolved}")
-    typer.echo(f"Contract: {describe(contract)}")
+    on_device = f" on {source.device}" if source.device else ""
+    typer.echo(f"Serving {source.title} at ws://{address} and http://{address}{on_device}")
+    if source.contract is not None:
+        typer.echo(f"Contract: {describe(source.contract)}")
     typer.echo(
         "Try next, in another terminal:\n"
         f"  reflexarc query --server ws://{address}\n"
         f"  reflexarc eval libero --server ws://{address} --suite libero_object --tasks 0"
     )
-    service = PolicyService(
-        lambda: CheckpointPolicy.load(checkpoint, resolved, denoising_steps=denoising_steps)
-    )
-    PolicyServer(service, on_ready=_announce_ready).run([listener])
+    service = PolicyService(source.load)
+
+    def announce() -> None:
+        if source.contract is None:
+            typer.echo(f"Contract: {describe(service.inference.contract)}")
+        _announce_ready()
+
+    PolicyServer(service, on_ready=announce).run([listener])
     if service.load_error is not None:
         raise service.load_error
+
+
+def _checkpoint(
+    checkpoint: Path,
+    policy: str | None,
+    policy_config: Path | None,
+    contract: Path | None,
+    device: str,
+    denoising_steps: int | None,
+) -> PolicySource:
+    for option, given in (("--policy-config", policy_config), ("--contract", contract)):
+        if given is not None:
+            raise ConfigError(
+                f"{option} does not go with --ckpt: a checkpoint holds its own", field=option
+            )
+    require("serve-policy --ckpt", "server", "safetensors", "torch")
+    from reflexarc.server.sources import checkpoint_source
+
+    return checkpoint_source(
+        checkpoint,
+        policy=policy,
+        search=Path.cwd(),
+        device=device,
+        denoising_steps=denoising_steps,
+    )
+
+
+def _without_checkpoint(
+    policy: str | None,
+    policy_config: Path | None,
+    contract: Path | None,
+    device: str,
+    denoising_steps: int | None,
+) -> PolicySource:
+    from reflexarc.server.sources import policy_source
+
+    if policy is None:
+        raise ConfigError(
+            "nothing to serve: give --ckpt DIR, or --policy random, zero or module:Class",
+            field="ckpt",
+        )
+    if device != "auto" or denoising_steps is not None:
+        raise ConfigError(
+            "--device and --denoising-steps are for checkpoints; a class of your own gets its "
+            "settings with --policy-config",
+            field="device" if device != "auto" else "denoising_steps",
+        )
+    return policy_source(policy, config=policy_config, contract=contract, search=Path.cwd())
 
 
 def _announce_ready() -> None:

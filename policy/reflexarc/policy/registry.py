@@ -65,6 +65,8 @@ def register(policy: type[Policy]) -> type[Policy]:
             f"{policy.__qualname__} has no family name; add the class attribute family = '...'",
             field="family",
         )
+    if family in FAMILIES and policy_class(family) is policy:
+        return policy
     if family in FAMILIES or _registered.get(family, policy) is not policy:
         raise ConfigError(
             f"{policy.__qualname__} takes the name {family!r} of another family; choose another",

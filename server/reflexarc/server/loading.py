@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reflexarc.contract import ActionChunk, Observation, PolicyContract
-from reflexarc.contract.errors import UnknownInstructionError
+from reflexarc.contract.errors import CheckpointError, UnknownInstructionError
 
 if TYPE_CHECKING:
     from reflexarc.policy.checkpoint import LoadedPolicy
@@ -20,15 +20,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def verify_checkpoint(directory: Path) -> PolicyContract:
+def verify_checkpoint(directory: Path, family: type[Policy] | None = None) -> PolicyContract:
     """Check the folder and the sha256 of every file in it, without building the policy.
 
-    Quick, so that a wrong folder is refused before a port is open. Raises CheckpointError.
+    Quick, so that a wrong folder is refused before a port is open. Raises CheckpointError, also
+    where the checkpoint is not one of ``family``.
     """
     from reflexarc.policy import checkpoint_files
 
     folder = checkpoint_files.resolve_checkpoint(directory)
     manifest, fingerprint = checkpoint_files.read_manifest(folder)
+    if family is not None and manifest.family != family.family:
+        raise CheckpointError(
+            f"{folder} is of the family {manifest.family!r}, the class {family.__qualname__} is "
+            f"{family.family!r}; leave out --policy, or name the checkpoint that it was saved in",
+            field="family",
+        )
     checkpoint_files.read_files(folder, manifest)
     return manifest.contract.model_copy(update={"checkpoint_fingerprint": fingerprint})
 

@@ -1,14 +1,21 @@
-"""A policy without weights, for bringing up a robot's side, for tests and benchmarks."""
+"""Policies without weights, for bringing up a robot's side, for tests and benchmarks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from reflexarc.contract import ActionChunk, Observation, PolicyContract
-from reflexarc.contract.policy_contract import LIBERO_STATE_EEF, libero_action, libero_cameras
+from reflexarc.contract.errors import ConfigError
+from reflexarc.contract.policy_contract import (
+    LIBERO_STATE_EEF,
+    ActionSpec,
+    libero_action,
+    libero_cameras,
+)
 
 
 def libero_contract(
@@ -31,7 +38,9 @@ class NullPolicy:
     """
 
     def __init__(self, contract: PolicyContract | None = None) -> None:
+        """Raises ConfigError for limits between which nothing can be drawn."""
         self._contract = contract if contract is not None else libero_contract()
+        _check_limits(self._contract.action)
 
     @property
     def contract(self) -> PolicyContract:
@@ -43,14 +52,70 @@ class NullPolicy:
         return {"noise_shape": [action.horizon, action.dimension], "denoising_steps": 1}
 
     def infer(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        return [self._chunk(observation) for observation in observations]
+        return [
+            ActionChunk(actions=self._actions(observation.seed or 0), seed=observation.seed or 0)
+            for observation in observations
+        ]
 
     def warm_up(self) -> None:
         """Nothing to warm: its first chunk costs what every other costs."""
 
-    def _chunk(self, observation: Observation) -> ActionChunk:
+    def _actions(self, seed: int) -> npt.NDArray[np.float32]:
         action = self._contract.action
-        seed = observation.seed or 0
         noise = np.random.default_rng(seed).random((action.horizon, action.dimension))
         low, high = np.array(action.low), np.array(action.high)
-        return ActionChunk(actions=(low + (high - low) * noise).astype(np.float32), seed=seed)
+        actions: npt.NDArray[np.float32] = (low + (high - low) * noise).astype(np.float32)
+        return actions
+
+
+class ZeroPolicy(NullPolicy):
+    """Answers with standing still: zero deltas or velocities, and the gripper open.
+
+    Raises ConfigError where the contract's limits leave out zero.
+    """
+
+    def __init__(self, contract: PolicyContract | None = None) -> None:
+        super().__init__(contract)
+        action = self._contract.action
+        row = np.zeros(action.dimension, dtype=np.float32)
+        if action.gripper is not None:
+            row[action.gripper.index] = action.gripper.open
+        for name, value, low, high in zip(action.names, row, action.low, action.high, strict=True):
+            if not low <= value <= high:
+                raise ConfigError(
+                    f"the contract's limits of {name}, {low:g} to {high:g}, leave out {value:g}: "
+                    "standing still is no action of this robot; mend the limits",
+                    field="contract",
+                )
+        self._chunk = np.tile(row, (action.horizon, 1))
+
+    @property
+    def sampling(self) -> Mapping[str, Any]:
+        return {"noise_shape": None, "denoising_steps": 1}
+
+    def _actions(self, seed: int) -> npt.NDArray[np.float32]:
+        chunk: npt.NDArray[np.float32] = self._chunk.copy()
+        return chunk
+
+
+BRING_UP_POLICIES: dict[str, Callable[[PolicyContract | None], NullPolicy]] = {
+    "random": NullPolicy,
+    "zero": ZeroPolicy,
+}
+"""What ``serve-policy --policy NAME`` serves without weights."""
+
+
+def bring_up_contract(name: str, contract: PolicyContract | None) -> PolicyContract:
+    """The contract under a name of its own: no client should take noise for the checkpoint."""
+    return (contract or libero_contract()).model_copy(
+        update={"family": name, "checkpoint_fingerprint": "", "statistics_sha256": ""}
+    )
+
+
+def _check_limits(action: ActionSpec) -> None:
+    for name, low, high in zip(action.names, action.low, action.high, strict=True):
+        if not (np.isfinite((low, high)).all() and low <= high):
+            raise ConfigError(
+                f"the contract's limits of {name}, {low:g} to {high:g}, are no range",
+                field="contract",
+            )
