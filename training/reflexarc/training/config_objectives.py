@@ -35,21 +35,40 @@ class FlowMatchingConfig(RecipeModel):
 
 
 class TemporalJEPAConfig(RecipeModel):
-    """Prediction of the representation ``horizon`` control steps ahead, given the actions.
+    """Weights, horizon and target of :class:`TemporalJEPAObjective`.
 
-    The target network's momentum rises from ``ema_start`` to ``ema_end`` by a cosine over the
-    run's optimiser steps. ``variance_weight`` and ``covariance_weight`` are VICReg's.
+    Attributes:
+        horizon: control steps from the window to the one whose representation is predicted. At
+            20 Hz one step changes so little that copying z is nearly right; a longer horizon asks
+            for more.
+        prediction_weight: of the mean squared error of normed representations.
+        variance_weight, covariance_weight: of VICReg's terms on the predicted representation.
+        ema_start, ema_end: momentum of the target network at the first and at the last optimiser
+            step, a cosine between them; at 1 the target stands still.
+        predictor_hidden: width of the temporal predictor.
+        state_noise: deviation of the Gaussian noise added to the state that the trained branch
+            sees, in normalised units; the target's stays clean.
     """
 
-    metrics: ClassVar[tuple[str, ...]] = ("total",)
+    # What may choose ``best``: less is better. The target moves, so ``total`` of different steps
+    # compares only roughly; the last checkpoint is what a second stage usually starts from.
+    metrics: ClassVar[tuple[str, ...]] = (
+        "total",
+        "prediction",
+        "variance",
+        "covariance",
+        "mse_over_identity",
+    )
 
     name: Literal["temporal_jepa"] = "temporal_jepa"
-    horizon: Positive = 1
+    horizon: Annotated[int, Field(ge=1, le=1024)] = 1
+    prediction_weight: NotNegative = 1.0
     variance_weight: NotNegative = 1.0
     covariance_weight: NotNegative = 0.04
     ema_start: Annotated[float, Field(ge=0.0, le=1.0)] = 0.996
     ema_end: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
     predictor_hidden: Positive = 512
+    state_noise: NotNegative = 0.0
 
 
 OBJECTIVES: dict[str, type[RecipeModel]] = {

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from reflexarc.policy.interface import Policy, Tensors
 from reflexarc.policy.layers.flow_matching import interpolate, sample_times, target_velocity
+from reflexarc.policy.layers.reductions import masked_mean
 from reflexarc.training.config_objectives import FlowMatchingConfig
 from reflexarc.training.objective import Batch, Draws, Losses, Objective
 
@@ -70,11 +71,11 @@ class FlowMatchingObjective(Objective):
         repeated = {name: rows.repeat_interleave(repeats, 0) for name, rows in context.items()}
         velocity = model.velocity(repeated if repeats > 1 else context, x_t, time)
         error = (velocity.float() - target_velocity(target_action, noise)).square().mean(-1)
-        flow = _masked_mean(error, mask.repeat_interleave(repeats, 0))
+        flow = masked_mean(error, mask.repeat_interleave(repeats, 0))
 
         logits = model.gripper_logits(context).float()
         entropy = F.binary_cross_entropy_with_logits(logits, closed, reduction="none")
-        gripper = _masked_mean(entropy, mask)
+        gripper = masked_mean(entropy, mask)
         total = self.config.flow_weight * flow + self.config.gripper_weight * gripper
         return {"total": total, "flow": flow, "gripper": gripper}
 
@@ -83,7 +84,3 @@ class FlowMatchingObjective(Objective):
         index = self.gripper_index
         continuous = torch.cat([actions[..., :index], actions[..., index + 1 :]], dim=-1)
         return continuous, (actions[..., index] > 0).float()
-
-
-def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    return (values * mask).sum() / mask.sum().clamp(min=1.0)

@@ -40,11 +40,14 @@ class TemporalJEPAObjective(Objective):
         action_dimension: D.
     """
 
+    trains_actions = False
+
     def __init__(
         self, config: TemporalJEPAConfig, *, z_dimension: int, action_dimension: int
     ) -> None:
         super().__init__()
         self.config = config
+        self.needs_future = config.horizon
         self.predictor = TemporalPredictor(
             z_dimension, config.horizon * action_dimension, hidden=config.predictor_hidden
         )
@@ -94,7 +97,9 @@ class TemporalJEPAObjective(Objective):
         variance, covariance = vicreg_terms(predicted, mask)
         weights = self.config
         total = (
-            prediction + weights.variance_weight * variance + weights.covariance_weight * covariance
+            weights.prediction_weight * prediction
+            + weights.variance_weight * variance
+            + weights.covariance_weight * covariance
         )
         losses = {
             "total": total,
@@ -111,6 +116,10 @@ class TemporalJEPAObjective(Objective):
             ratio = prediction.detach() / identity.clamp(min=1e-12)
             losses["mse_over_identity"] = torch.where(identity > 0, ratio, torch.ones_like(ratio))
         return losses
+
+    def weight(self, batch: Batch) -> float:
+        """Number of rows with a real future."""
+        return float(self._future(batch)[3].sum())
 
     def after_optimizer_step(self, policy: Policy, step: int, total_steps: int) -> None:
         """Move the target towards the policy's representation; ``step`` counts from 0."""
@@ -136,8 +145,8 @@ class TemporalJEPAObjective(Objective):
 
     def _future(self, batch: Batch) -> tuple[Tensors, Tensor, Tensor, Tensor]:
         """Window at t + k, its valid rows, the actions up to it ``(B, k, D)``, real rows."""
-        parts = (batch.future, batch.future_valid, batch.future_actions, batch.future_mask)
-        future, valid, actions, mask = parts
+        future, valid = batch.future, batch.future_valid
+        actions, mask = batch.future_actions, batch.future_mask
         if future is None or valid is None or actions is None or mask is None:
             raise ConfigError(
                 f"temporal_jepa needs batches that hold the window {self.config.horizon} steps "
