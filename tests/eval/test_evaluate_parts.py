@@ -11,9 +11,9 @@ import av
 import numpy as np
 import pytest
 
+from reflexarc.contract import check_observation
 from reflexarc.contract.errors import ConfigError, ContractViolationError
 from reflexarc.contract.images import prepare_image
-from reflexarc.contract.messages import check_observation
 from reflexarc.contract.policy_contract import (
     LIBERO_STATE_JOINT,
     Camera,
@@ -129,7 +129,9 @@ def test_a_video_is_upright_and_plays_in_a_browser(tmp_path: Path) -> None:
     upside_down[-20:] = 255  # the sky, as OpenGL gives it
     frames = [(step, {"agentview": upside_down, "eye_in_hand": upside_down}) for step in (0, 8, 12)]
     path = tmp_path / "videos" / "episode.mp4"
-    write_video(path, frames, "task 0, state 45, policy: " + "x" * 500, "success", replan_steps=8)
+    write_video(
+        path, frames, "task 0, state 45, policy: " + "x" * 500, "success", good=True, replan_steps=8
+    )
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
@@ -149,7 +151,7 @@ def test_a_video_is_upright_and_plays_in_a_browser(tmp_path: Path) -> None:
 def test_an_unwritable_video_leaves_nothing_behind(tmp_path: Path) -> None:
     broken = [(0, {"agentview": np.zeros((8, 8, 3), np.uint8)})]
     with pytest.raises(KeyError):
-        write_video(tmp_path / "video.mp4", broken, "", "failure", replan_steps=8)
+        write_video(tmp_path / "video.mp4", broken, "", "failure", good=False, replan_steps=8)
     assert list(tmp_path.iterdir()) == []
 
 

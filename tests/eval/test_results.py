@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from reflexarc.contract.policy_contract import PolicyContract
+from reflexarc.eval.arms import Arm
 from reflexarc.eval.report_table import format_indices, markdown
-from reflexarc.eval.results import Arm, EpisodeResult, ResultsError, ResultsLog, RunIdentity
+from reflexarc.eval.results import EpisodeKey, EpisodeResult, ResultsError, ResultsLog, RunIdentity
 from reflexarc.eval.run_settings import RunSettings
 from reflexarc.eval.summary import summarize, write_summary
 
@@ -63,7 +64,7 @@ def test_finished_episodes_are_found_again(tmp_path: Path) -> None:
         log.append(episode())
         log.append(episode(arm="replay", success=False))
     with ResultsLog(tmp_path, IDENTITY) as log:
-        assert log.finished == {(0, 40, "policy"), (0, 40, "replay")}
+        assert log.finished == {EpisodeKey(0, 40, "policy"), EpisodeKey(0, 40, "replay")}
         assert log.results == [episode(), episode(arm="replay", success=False)]
 
 
@@ -76,7 +77,7 @@ def test_a_half_written_last_line_is_dropped_with_a_notice(tmp_path: Path, cut: 
     path.write_bytes(path.read_bytes()[:-cut])
     notices: list[str] = []
     with ResultsLog(tmp_path, IDENTITY, notices.append) as log:
-        assert log.finished == {(0, 40, "policy")}
+        assert log.finished == {EpisodeKey(0, 40, "policy")}
         log.append(episode(state=41))
     assert len(notices) == 1 and "half-written" in notices[0]
     lines = path.read_text().splitlines()

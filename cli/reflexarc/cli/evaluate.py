@@ -20,6 +20,13 @@ EXIT_SERVER_UNAVAILABLE = 3
 LOG_COLUMNS = 140
 
 
+class OtherTask(str, Enum):
+    """Whose instruction the arm other_instruction tells."""
+
+    cyclic = "cyclic"
+    all = "all"
+
+
 class Videos(str, Enum):
     """Which episodes are filmed."""
 
@@ -46,8 +53,17 @@ def libero(
     replan_steps: Annotated[int, typer.Option(help="Steps executed of each chunk.", min=1)] = 8,
     baselines: Annotated[
         str | None,
-        typer.Option(help="replay,blank or none; default: both, replay if it has demonstrations."),
+        typer.Option(
+            help="Of replay,blank,swap_images,other_instruction; or none. Default: replay,blank, "
+            "without --demonstrations blank."
+        ),
     ] = None,
+    other_task: Annotated[
+        OtherTask,
+        typer.Option(
+            help="Whose instruction other_instruction tells: the next of --tasks, or each of them."
+        ),
+    ] = OtherTask.cyclic,
     demonstrations: Annotated[
         Path | None, typer.Option(help="HDF5 file or folder with a demonstration of each task.")
     ] = None,
@@ -60,7 +76,8 @@ def libero(
     ] = None,
     videos: Annotated[Videos, typer.Option(help="Which episodes to film.")] = Videos.failures,
     workers: Annotated[
-        int, typer.Option(help="Simulator processes, 2 GB each; tasks are spread.", min=1, max=16)
+        int,
+        typer.Option(help="Simulator processes, 2 GB each.", min=1, max=16),
     ] = 1,
     retry_for: Annotated[
         float, typer.Option(help="Seconds to wait for a server that does not answer.", min=0)
@@ -79,6 +96,7 @@ def libero(
         tasks=parse_indices(tasks, "--tasks"),
         states=parse_indices(states, "--states") if states else default_states(trials),
         baselines=parse_baselines(baselines or _default_baselines(demonstrations)),
+        other_task=other_task.value,
         demonstrations=demonstrations,
         output=output,
         seed=seed,

@@ -1,4 +1,4 @@
-"""Where an episode's actions come from: the served policy, the same policy blinded, a replay."""
+"""Where an episode's actions come from: a served policy, or the replay of a demonstration."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from reflexarc.client import ChunkPolicy, RecedingHorizonExecutor
 from reflexarc.contract import Observation
 from reflexarc.contract.errors import DatasetError
 from reflexarc.contract.policy_contract import libero_action
+from reflexarc.eval.shown_images import ShownImages
 from reflexarc.eval.videos import Film
 
 if TYPE_CHECKING:
+    from reflexarc.data.libero_hdf5 import Episode
     from reflexarc.eval.libero.observation import LiberoObserver
     from reflexarc.eval.libero.simulator import LiberoSimulator
 
@@ -48,8 +50,7 @@ def request_seed(seed: int, task: int, state: int, chunk: int) -> int:
 class PolicyActions:
     """Actions of a served policy, asked for every ``replan_steps`` steps.
 
-    With ``blank`` every image that is sent is black, while instruction and state are real.
-    Rendering happens only when a chunk is due, and never for the blank arm.
+    ``images`` and ``instruction`` are what the arm shows and tells; the robot's state is real.
     """
 
     def __init__(
@@ -58,18 +59,15 @@ class PolicyActions:
         observer: LiberoObserver,
         simulator: LiberoSimulator,
         *,
+        images: ShownImages,
         instruction: str,
         seeds: tuple[int, int, int],
         replan_steps: int,
-        blank: bool,
-        film: Film,
     ) -> None:
         """``seeds`` are the run's seed, the task's index and the state's index."""
         self._executor = RecedingHorizonExecutor(policy, replan_steps)
         self._observer, self._simulator = observer, simulator
-        self._instruction, self._seeds = instruction, seeds
-        self._blank, self._film = blank, film
-        self._chunk = 0
+        self._images, self._instruction, self._seeds = images, instruction, seeds
         # A stream of its own, so that a server never mixes two episodes' histories.
         self._session = uuid.uuid4().hex
 
@@ -81,35 +79,28 @@ class PolicyActions:
         return self._executor.next_action(lambda: self._observe(step))
 
     def _observe(self, step: int) -> Observation:
-        observation = self._observer.observation(
+        # The executor may observe without asking, to feed a history: requests are counted there.
+        return self._observer.observation(
             self._images(step),
             self._simulator.observe_state(),
             self._instruction,
             session_id=self._session,
-            seed=request_seed(*self._seeds, self._chunk),
+            seed=request_seed(*self._seeds, self._executor.chunks),
             step_index=step,
         )
-        self._chunk += 1
-        return observation
-
-    def _images(self, step: int) -> dict[str, npt.NDArray[np.uint8]]:
-        if self._blank:
-            self._film.snap(step, self._simulator)
-            return self._observer.black_images()
-        raw = self._simulator.observe()
-        self._film.add(step, raw.images)
-        return self._observer.images(raw)
 
 
 @dataclass(frozen=True)
 class Demonstration:
-    """The actions ``(T, 7)`` of one demonstration, and where they come from."""
+    """One demonstration: its actions ``(T, 7)``, where they come from, and its file."""
 
     actions: npt.NDArray[np.float64]
     source: str
+    episode: Episode
 
     @property
     def sha256(self) -> str:
+        """Hash of the actions."""
         return hashlib.sha256(np.ascontiguousarray(self.actions).tobytes()).hexdigest()
 
 
@@ -126,7 +117,8 @@ def load_demonstration(path: Path, task_name: str) -> Demonstration:
     dataset = open_libero([own_file if own_file.is_file() else path])
     for episode in dataset.episodes:
         if episode.task_name == task_name:
-            return Demonstration(episode.actions(), f"{episode.path.name}/{episode.demo}")
+            source = f"{episode.path.name}/{episode.demo}"
+            return Demonstration(episode.actions(), source, episode)
     raise DatasetError(f"{path} holds no demonstration of {task_name}; expected {own_file.name}")
 
 

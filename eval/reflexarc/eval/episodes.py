@@ -3,45 +3,62 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from reflexarc.client import ChunkPolicy
-from reflexarc.eval.baselines import (
-    ActionSource,
-    Demonstration,
-    PolicyActions,
-    ReplayActions,
-)
-from reflexarc.eval.results import EpisodeKey, EpisodeResult, RunIdentity
+from reflexarc.eval.arms import ARMS
+from reflexarc.eval.baselines import ActionSource, Demonstration, PolicyActions, ReplayActions
+from reflexarc.eval.results import EpisodeKey, EpisodeResult, Reason, RunIdentity
 from reflexarc.eval.run_settings import RunSettings
+from reflexarc.eval.shown_images import BlackImages, CameraImages, RecordedImages, ShownImages
 from reflexarc.eval.videos import Film, write_video
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from reflexarc.eval.libero.goals import TaskGoal
     from reflexarc.eval.libero.observation import LiberoObserver
     from reflexarc.eval.libero.simulator import LiberoSimulator
+    from reflexarc.eval.libero.suites import LiberoTask
 
 
 @dataclass(frozen=True)
 class TaskRun:
     """What all episodes of one task share.
 
-    ``demonstration`` is needed by the replay arm, ``policy`` by the others; ``init_states`` is
-    ``(50, S)`` float64.
+    ``tasks`` and ``demonstrations`` are of all selected tasks, by index; ``policy`` is needed by
+    the arms that ask one; ``init_states`` is ``(50, S)`` float64.
     """
 
     settings: RunSettings
     identity: RunIdentity
+    tasks: Mapping[int, LiberoTask]
+    demonstrations: Mapping[int, Demonstration]
     simulator: LiberoSimulator
     observer: LiberoObserver
     init_states: npt.NDArray[np.float64]
     policy: ChunkPolicy | None
-    demonstration: Demonstration | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an episode ended; the goals as :class:`EpisodeResult` has them."""
+
+    steps: int
+    success: bool
+    reason: Reason
+    named_success: bool | None = None
+
+    @property
+    def first_goal(self) -> Literal["original", "named"] | None:
+        # The episode ends with the named goal, so an original goal came before it.
+        if self.success:
+            return "original"
+        return "named" if self.named_success else None
 
 
 def run_episode(run: TaskRun, key: EpisodeKey) -> EpisodeResult:
@@ -54,87 +71,132 @@ def run_episode(run: TaskRun, key: EpisodeKey) -> EpisodeResult:
     run.simulator.reset_to_state(
         run.init_states[key.state], seed=identity.seed, wait_steps=identity.wait_steps
     )
-    film = Film(wanted=run.settings.videos != "none")
+    film = Film(wanted=run.settings.videos != "none", every=identity.replan_steps)
     source = _action_source(run, key, film)
-    success, steps = _roll_out(run.simulator, source, identity.max_steps)
-    film.snap(steps, run.simulator)
+    outcome = _roll_out(run.simulator, source, identity.max_steps, _named_goal(run, key))
+    film.finish(outcome.steps, run.simulator)
     seconds = time.perf_counter() - began
-    video = _write_video(run, key, film, success)
-    return _result(run, key, source.latencies_ms, success, steps, seconds, video)
+    latencies = source.latencies_ms
+    return EpisodeResult(
+        **identity.model_dump(exclude={"demonstrations"}),
+        **_names(run, key),
+        task=key.task,
+        state=key.state,
+        arm=key.arm,
+        success=outcome.success,
+        reason=outcome.reason,
+        steps=outcome.steps,
+        seconds=round(seconds, 3),
+        chunks=len(latencies),
+        latency_median_ms=round(median(latencies), 3) if latencies else None,
+        latency_max_ms=round(max(latencies), 3) if latencies else None,
+        demonstration_sha256=key.demonstration(identity),
+        video=_write_video(run, key, film, outcome),
+        **_goals(key, outcome),
+    )
 
 
-def _roll_out(simulator: LiberoSimulator, source: ActionSource, max_steps: int) -> tuple[bool, int]:
-    """``(success, steps executed)``."""
+def _roll_out(
+    simulator: LiberoSimulator, source: ActionSource, max_steps: int, named: TaskGoal | None
+) -> Outcome:
+    """Act until the task's goal holds, or the ``named`` one where there is one, or time is up."""
+    reached = False
     for step in range(max_steps):
-        if simulator.step(source.next_action(step)):
-            return True, step + 1
-    return False, max_steps
+        reached = simulator.step(source.next_action(step)) or reached
+        if named is None and reached:
+            return Outcome(step + 1, True, "success")
+        if named is not None and named.holds(simulator):
+            return Outcome(step + 1, reached, "named_goal", named_success=True)
+    return Outcome(max_steps, reached, "timeout", named_success=None if named is None else False)
+
+
+def _named_goal(run: TaskRun, key: EpisodeKey) -> TaskGoal | None:
+    """The goal that the policy is told, where it is another task's and possible in this scene."""
+    from reflexarc.eval.libero.goals import goal_in_scene
+
+    if not ARMS[key.arm].other_instruction:
+        return None
+    return goal_in_scene(run.simulator, _other_task(run, key))
+
+
+def _other_task(run: TaskRun, key: EpisodeKey) -> LiberoTask:
+    assert key.other_task is not None  # the plan gives one to every arm that involves one
+    return run.tasks[key.other_task]
 
 
 def _action_source(run: TaskRun, key: EpisodeKey, film: Film) -> ActionSource:
-    replan_steps = run.identity.replan_steps
-    if key.arm == "replay":
-        assert run.demonstration is not None  # loaded before the first episode
-        return ReplayActions(run.demonstration, run.simulator, replan_steps=replan_steps, film=film)
+    arm, replan_steps = ARMS[key.arm], run.identity.replan_steps
+    if not arm.asks_policy:
+        demonstration = run.demonstrations[key.task]
+        return ReplayActions(demonstration, run.simulator, replan_steps=replan_steps, film=film)
     assert run.policy is not None
+    told = _other_task(run, key) if arm.other_instruction else run.simulator.task
     return PolicyActions(
         run.policy,
         run.observer,
         run.simulator,
-        instruction=run.simulator.task.instruction,
+        images=_shown_images(run, key, film),
+        instruction=told.instruction,
         seeds=(run.identity.seed, key.task, key.state),
         replan_steps=replan_steps,
-        blank=key.arm == "blank",
-        film=film,
     )
 
 
-def _write_video(run: TaskRun, key: EpisodeKey, film: Film, success: bool) -> str | None:
-    if not film.wanted or (run.settings.videos == "failures" and success):
+def _shown_images(run: TaskRun, key: EpisodeKey, film: Film) -> ShownImages:
+    images = ARMS[key.arm].images
+    if images == "own":
+        return CameraImages(run.observer, run.simulator, film)
+    if images == "black":
+        return BlackImages(run.observer, run.simulator, film)
+    episode = run.demonstrations[_other_task(run, key).index].episode
+    return RecordedImages(episode, run.observer.contract, run.simulator, film)
+
+
+def _write_video(run: TaskRun, key: EpisodeKey, film: Film, outcome: Outcome) -> str | None:
+    ending = _ending(key, outcome)
+    good = ending in ("success", "named")
+    if not film.wanted or (run.settings.videos == "failures" and good):
         return None
-    outcome = "success" if success else "failure"
-    name = f"task{key.task:02d}_state{key.state:02d}_{key.arm}_{outcome}.mp4"
-    arm = {"policy": "policy", "replay": "blind replay", "blank": "policy sees black images"}
+    other = "" if key.other_task is None else f"_task{key.other_task:02d}"
+    name = f"task{key.task:02d}_state{key.state:02d}_{key.arm}{other}_{ending}.mp4"
+    task, arm = run.simulator.task, ARMS[key.arm]
+    words = f'"{_other_task(run, key).instruction}"' if arm.other_instruction else task.instruction
     write_video(
         run.settings.output / "videos" / name,
         film.develop(run.simulator),
-        f"task {key.task}, state {key.state}, {arm[key.arm]}: {run.simulator.task.instruction}",
-        outcome,
+        f"task {key.task}, state {key.state}, {arm.title}: {words}",
+        ending,
+        good=good,
         replan_steps=run.identity.replan_steps,
     )
     return name
 
 
-def _result(
-    run: TaskRun,
-    key: EpisodeKey,
-    latencies_ms: Sequence[float],
-    success: bool,
-    steps: int,
-    seconds: float,
-    video: str | None,
-) -> EpisodeResult:
-    identity, task = run.identity, run.simulator.task
-    return EpisodeResult(
-        suite=identity.suite,
-        task=key.task,
-        task_name=task.name,
-        instruction=task.instruction,
-        state=key.state,
-        arm=key.arm,
-        success=success,
-        reason="success" if success else "timeout",
-        steps=steps,
-        seconds=round(seconds, 3),
-        chunks=len(latencies_ms),
-        latency_median_ms=round(median(latencies_ms), 3) if latencies_ms else None,
-        latency_max_ms=round(max(latencies_ms), 3) if latencies_ms else None,
-        seed=identity.seed,
-        max_steps=identity.max_steps,
-        replan_steps=identity.replan_steps,
-        wait_steps=identity.wait_steps,
-        checkpoint_fingerprint=identity.checkpoint_fingerprint,
-        contract_sha256=identity.contract_sha256,
-        demonstration_sha256=identity.demonstrations.get(key.task) if key.arm == "replay" else None,
-        video=video,
-    )
+def _ending(key: EpisodeKey, outcome: Outcome) -> str:
+    """``success`` or ``failure``; with another instruction which goals were reached."""
+    if not ARMS[key.arm].other_instruction or outcome.named_success is None:
+        return "success" if outcome.success else "failure"
+    if outcome.named_success:
+        return "both" if outcome.success else "named"
+    return "original" if outcome.success else "neither"
+
+
+def _names(run: TaskRun, key: EpisodeKey) -> dict[str, Any]:
+    task = run.simulator.task
+    told = _other_task(run, key).instruction if ARMS[key.arm].other_instruction else None
+    return {
+        "task_name": task.name,
+        "instruction": task.instruction,
+        "other_task": key.other_task,
+        "told_instruction": told,
+    }
+
+
+def _goals(key: EpisodeKey, outcome: Outcome) -> dict[str, Any]:
+    if not ARMS[key.arm].other_instruction:
+        return {}
+    return {
+        "original_success": outcome.success,
+        "named_success": outcome.named_success,
+        "first_goal": outcome.first_goal,
+    }

@@ -6,14 +6,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from reflexarc.eval.results import Arm
-from reflexarc.eval.summary import DifferenceSummary, GroupSummary, Summary
-
-_ARM_TITLES: dict[Arm, str] = {
-    "policy": "policy",
-    "replay": "blind replay",
-    "blank": "blank images",
-}
+from reflexarc.eval.arms import ARMS, Arm
+from reflexarc.eval.summary import DifferenceSummary, GroupSummary, RateSummary, Summary
 
 
 def rich_table(summary: Summary) -> Table:
@@ -55,33 +49,39 @@ def markdown(summary: Summary) -> str:
 def table_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
     """``(headers, rows)``: one row a task and the total; only arms that were run."""
     groups = [*summary.tasks, *([summary.total] if summary.total else [])]
-    arms = [arm for arm in _ARM_TITLES if any(arm in group.arms for group in groups)]
+    arms = [arm for arm in ARMS if any(arm in group.arms for group in groups)]
+    named = [arm for arm in arms if any(_named(group, arm) for group in groups)]
     baselines = [arm for arm in arms if any(arm in group.differences for group in groups)]
     headers = [
         "task",
-        *(_ARM_TITLES[arm] for arm in arms),
-        *(f"over {arm}" for arm in baselines),
+        *(ARMS[arm].title for arm in arms),
+        *("goal named instead" for _ in named),
+        *(f"over {arm.replace('_', ' ')}" for arm in baselines),
         "mean steps",
         "median latency",
     ]
-    return headers, [_row(group, arms, baselines) for group in groups]
+    return headers, [_row(group, arms, named, baselines) for group in groups]
 
 
-def _row(group: GroupSummary, arms: list[Arm], baselines: list[Arm]) -> list[str]:
+def _row(group: GroupSummary, arms: list[Arm], named: list[Arm], baselines: list[Arm]) -> list[str]:
     name = group.instruction if group.task is None else f"{group.task}: {group.instruction}"
     policy = group.arms.get("policy")
     latency = policy.latency_median_ms if policy else None
     return [
         name,
-        *(_rate(group, arm) for arm in arms),
+        *(_rate(group.arms.get(arm)) for arm in arms),
+        *(_rate(_named(group, arm)) for arm in named),
         *(_difference(group.differences.get(arm)) for arm in baselines),
         f"{policy.mean_steps:.0f}" if policy else "-",
         f"{latency:.0f} ms" if latency is not None else "-",
     ]
 
 
-def _rate(group: GroupSummary, arm: Arm) -> str:
-    found = group.arms.get(arm)
+def _named(group: GroupSummary, arm: Arm) -> RateSummary | None:
+    return group.arms[arm].named if arm in group.arms else None
+
+
+def _rate(found: RateSummary | None) -> str:
     if found is None:
         return "-"
     low, high = 100 * found.low, 100 * found.high
@@ -104,17 +104,33 @@ def _caption(summary: Summary) -> str:
     identity = summary.identity
     checkpoint = identity.checkpoint_fingerprint[:12] or "without fingerprint"
     p_values = [
-        f"exact McNemar p against {_ARM_TITLES[arm]} {found.mcnemar_p:.2g}"
+        f"exact McNemar p against {ARMS[arm].title} {found.mcnemar_p:.2g}"
         for arm, found in (summary.total.differences.items() if summary.total else ())
     ]
     parts = [
         "Successes, with 95 % Wilson intervals in %; the policy's lead over a baseline on the "
         "same states in percentage points, with 95 % Newcombe intervals (method 10, paired)",
+        *_explanations(summary),
         *p_values,
         f"steps and latency are the policy's; replan every {identity.replan_steps} steps, at most "
         f"{identity.max_steps}; seed {identity.seed}; checkpoint {checkpoint}",
     ]
     return "; ".join(parts) + "."
+
+
+def _explanations(summary: Summary) -> list[str]:
+    found = summary.total.arms if summary.total else {}
+    if "other_instruction" not in found:
+        return []
+    return [
+        "under 'other instruction' the policy is told another task's instruction, and the task's "
+        "own goal counts"
+        + ("; 'goal named instead' counts the goal it was told" if _named_any(summary) else "")
+    ]
+
+
+def _named_any(summary: Summary) -> bool:
+    return summary.total is not None and any(arm.named for arm in summary.total.arms.values())
 
 
 def format_indices(indices: tuple[int, ...]) -> str:

@@ -13,9 +13,9 @@ from pydantic import Field, ValidationError
 
 from reflexarc.contract.errors import ReflexarcError
 from reflexarc.contract.policy_contract import FrozenModel
+from reflexarc.eval.arms import ARMS, Arm
 
-Arm = Literal["policy", "replay", "blank"]
-Reason = Literal["success", "timeout"]
+Reason = Literal["success", "named_goal", "timeout"]
 RESULTS_FILE = "results.jsonl"
 
 
@@ -26,17 +26,34 @@ class ResultsError(ReflexarcError):
 
 
 class EpisodeKey(NamedTuple):
-    """Which episode of a run: task index in the suite, index of the init state, arm."""
+    """Which episode of a run: task index in the suite, index of the init state, arm.
+
+    ``other_task`` is the task whose images are shown or whose instruction is told, for the arms
+    that have one.
+    """
 
     task: int
     state: int
     arm: Arm
+    other_task: int | None = None
+
+    @property
+    def demonstration_task(self) -> int | None:
+        """The task whose demonstration this episode uses, if it uses one."""
+        if not ARMS[self.arm].needs_demonstrations:
+            return None
+        return self.task if self.other_task is None else self.other_task
+
+    def demonstration(self, identity: RunIdentity) -> str | None:
+        """sha256 of the demonstration that this episode uses in a run, if it uses one."""
+        task = self.demonstration_task
+        return None if task is None else identity.demonstrations.get(task)
 
 
 class RunIdentity(FrozenModel):
     """What must be equal for two episodes to belong to one table.
 
-    ``demonstrations`` maps a task index to the sha256 of the actions that are replayed there.
+    ``demonstrations`` maps a task index to the sha256 of its demonstration's actions.
     """
 
     suite: str
@@ -53,13 +70,23 @@ class EpisodeResult(FrozenModel):
     """One finished episode.
 
     Attributes:
-        reason: why it ended: ``success``, or ``timeout`` after ``max_steps`` steps.
+        instruction: the task's own, whatever the policy was told.
+        success: whether the task's own goal was reached, whatever the policy was told.
+        reason: why it ended: ``success``, ``named_goal`` (the goal that the policy was told, where
+            that is another task's), or ``timeout`` after ``max_steps`` steps.
         steps: environment steps executed after the wait steps.
         seconds: wall clock of the episode, with its reset.
         chunks: how often the policy was asked; 0 for a blind replay.
         latency_median_ms, latency_max_ms: round trip of one request as the client saw it.
         seed: of the run; every request's seed follows from it (``episodes.request_seed``).
-        demonstration_sha256: of the replayed actions; None for the arms of the policy.
+        demonstration_sha256: of the actions of the demonstration that was replayed, or whose
+            images were shown; None for the other arms.
+        other_task: index of the task whose images were shown or whose instruction was told.
+        told_instruction: what the policy was told, where it is another task's instruction.
+        original_success: ``success``, where another task's instruction was told.
+        named_success: whether the goal that was told was reached; None where the scene lacks one
+            of its objects.
+        first_goal: which of the two goals was reached first, if any.
         video: file name under ``videos/``, or None.
     """
 
@@ -83,11 +110,16 @@ class EpisodeResult(FrozenModel):
     checkpoint_fingerprint: str
     contract_sha256: str
     demonstration_sha256: str | None = None
+    other_task: int | None = None
+    told_instruction: str | None = None
+    original_success: bool | None = None
+    named_success: bool | None = None
+    first_goal: Literal["original", "named"] | None = None
     video: str | None = None
 
     @property
     def key(self) -> EpisodeKey:
-        return EpisodeKey(self.task, self.state, self.arm)
+        return EpisodeKey(self.task, self.state, self.arm, self.other_task)
 
     def differences(self, identity: RunIdentity) -> list[str]:
         """What keeps this episode out of a run, as ``field: here X, this run Y``."""
@@ -96,8 +128,8 @@ class EpisodeResult(FrozenModel):
             for name in RunIdentity.model_fields
             if name != "demonstrations"
         ]
-        if self.arm == "replay" and self.task in identity.demonstrations:
-            wanted = identity.demonstrations[self.task]
+        wanted = self.key.demonstration(identity)
+        if wanted is not None:
             pairs.append(("demonstration_sha256", self.demonstration_sha256, wanted))
         return [f"{name}: there {a!r}, this run {b!r}" for name, a, b in pairs if a != b]
 

@@ -12,12 +12,13 @@ from pydantic import Field
 from reflexarc.contract import PolicyContract
 from reflexarc.contract.errors import ConfigError
 from reflexarc.contract.policy_contract import FrozenModel
-from reflexarc.eval.results import Arm, EpisodeKey, RunIdentity
+from reflexarc.eval.arms import ARMS, BASELINES, Arm
+from reflexarc.eval.results import EpisodeKey, RunIdentity
 
-BASELINES: tuple[Arm, ...] = ("replay", "blank")
 REPORTED_STATES_BEGIN = 40
 STATES = 50
 Videos = Literal["all", "failures", "none"]
+OtherTask = Literal["cyclic", "all"]
 
 
 class RunSettings(FrozenModel):
@@ -27,7 +28,11 @@ class RunSettings(FrozenModel):
         states: indices of the benchmark's 50 initial states; every arm runs on all of them.
         replan_steps: environment steps between two requests.
         max_steps: steps after which an episode has failed; None takes the suite's usual number.
-        demonstrations: file or folder with a demonstration of each task, for the replay arm.
+        other_task: whose instruction the arm ``other_instruction`` tells: the next of the
+            selected tasks (the first one after the last), or each of the others in turn. The
+            arm ``swap_images`` always shows the next one.
+        demonstrations: file or folder with a demonstration of each task, for the arms
+            ``replay`` and ``swap_images``.
         retry_for: seconds during which an absent server is asked again.
     """
 
@@ -36,6 +41,7 @@ class RunSettings(FrozenModel):
     tasks: tuple[int, ...]
     states: tuple[Annotated[int, Field(ge=0, lt=STATES)], ...]
     baselines: tuple[Arm, ...] = ()
+    other_task: OtherTask = "cyclic"
     demonstrations: Path | None = None
     output: Path
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -59,10 +65,27 @@ class RunSettings(FrozenModel):
 
     def episodes(self, task: int) -> list[EpisodeKey]:
         """The task's episodes; all arms of a state together, so that pairs complete early."""
-        return [EpisodeKey(task, state, arm) for state in self.states for arm in self.arms]
+        return [
+            EpisodeKey(task, state, arm, other)
+            for state in self.states
+            for arm in self.arms
+            for other in self._other_tasks(task, arm)
+        ]
+
+    def all_episodes(self) -> list[EpisodeKey]:
+        """Every episode of the run, task by task."""
+        return [key for task in self.tasks for key in self.episodes(task)]
+
+    def _other_tasks(self, task: int, arm: Arm) -> tuple[int | None, ...]:
+        if not ARMS[arm].involves_other_task:
+            return (None,)
+        place = self.tasks.index(task)
+        others = (*self.tasks[place + 1 :], *self.tasks[:place])
+        every = self.other_task == "all" and ARMS[arm].other_instruction
+        return others if every else others[:1]
 
     def identity(self, contract: PolicyContract, demonstrations: Mapping[int, str]) -> RunIdentity:
-        """``demonstrations``: task index to the sha256 of its replayed actions."""
+        """``demonstrations``: task index to the sha256 of its demonstration's actions."""
         return RunIdentity(
             suite=self.suite,
             seed=self.seed,

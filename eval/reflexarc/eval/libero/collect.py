@@ -28,13 +28,13 @@ from reflexarc.eval.libero.collect_worker import (
     Attempt,
     AttemptOutcome,
     attempt_seed,
-    exit_with_parent,
     run_attempt,
 )
 from reflexarc.eval.libero.contact_sheet import write_contact_sheet
 from reflexarc.eval.libero.expert_goals import placement_goals
 from reflexarc.eval.libero.package import import_libero, quiet
 from reflexarc.eval.libero.suites import LiberoTask, select_tasks
+from reflexarc.eval.processes import exit_with_parent
 
 
 class CollectionSettings(BaseModel):

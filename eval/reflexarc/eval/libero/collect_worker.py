@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.connection
-import os
 import re
-import threading
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,19 +46,6 @@ def attempt_seed(base_seed: int, task_name: str, number: int) -> int:
     """Seed of attempt ``number`` at a task: the same in every run and order, below 2**32."""
     sequence = np.random.SeedSequence([base_seed, zlib.crc32(task_name.encode()), number])
     return int(sequence.generate_state(1)[0])
-
-
-def exit_with_parent() -> None:
-    """Worker initialiser: leave when the parent dies, even by ``kill -9``."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def wait() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 _simulator: LiberoSimulator | None = None

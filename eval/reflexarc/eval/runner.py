@@ -1,0 +1,117 @@
+"""Runs episodes in one process: one connection, one simulator at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from reflexarc.client import PolicyClient
+from reflexarc.contract import PolicyContract
+from reflexarc.eval.arms import ARMS
+from reflexarc.eval.baselines import Demonstration
+from reflexarc.eval.episodes import TaskRun, run_episode
+from reflexarc.eval.results import EpisodeKey, EpisodeResult, ResultsError, RunIdentity
+from reflexarc.eval.run_settings import RunSettings
+
+if TYPE_CHECKING:
+    from reflexarc.eval.libero.simulator import LiberoSimulator
+    from reflexarc.eval.libero.suites import LiberoTask
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What every process of a run needs to run any of its episodes.
+
+    ``tasks`` and ``demonstrations`` are of the selected tasks, by index.
+    """
+
+    settings: RunSettings
+    identity: RunIdentity
+    contract: PolicyContract
+    tasks: Mapping[int, LiberoTask]
+    demonstrations: Mapping[int, Demonstration]
+
+
+class EpisodeRunner:
+    """Runs a plan's episodes one after the other; a context manager.
+
+    The simulator of a task stays open until an episode of another task comes: making one takes
+    seconds. The client asks a server that went away again, in the middle of an episode too, and
+    accepts only the policy that it knows.
+    """
+
+    def __init__(self, plan: RunPlan) -> None:
+        from reflexarc.eval.libero.observation import LiberoObserver
+
+        self._plan = plan
+        self._observer = LiberoObserver(plan.contract)
+        self._client: PolicyClient | None = None
+        self._simulator: LiberoSimulator | None = None
+        self._open = ExitStack()  # closes both
+
+    def __enter__(self) -> EpisodeRunner:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the simulator and close the connection. May be called twice."""
+        self._open.close()
+
+    def run(self, key: EpisodeKey) -> EpisodeResult:
+        """Run one episode.
+
+        Raises ServerUnavailableError when the server stays silent for ``settings.retry_for``.
+        """
+        from reflexarc.eval.libero.suites import load_init_states
+
+        plan = self._plan
+        policy = self._connected() if ARMS[key.arm].asks_policy else None
+        simulator = self._simulator_of(plan.tasks[key.task])
+        run = TaskRun(
+            settings=plan.settings,
+            identity=plan.identity,
+            tasks=plan.tasks,
+            demonstrations=plan.demonstrations,
+            simulator=simulator,
+            observer=self._observer,
+            init_states=load_init_states(simulator.task),
+            policy=policy,
+        )
+        return run_episode(run, key)
+
+    def _connected(self) -> PolicyClient:
+        if self._client is None:
+            settings = self._plan.settings
+            self._client = PolicyClient(settings.server, retry_for=settings.retry_for)
+            self._open.callback(self._client.close)
+            self._check_contract(self._client)
+        return self._client
+
+    def _simulator_of(self, task: LiberoTask) -> LiberoSimulator:
+        from reflexarc.eval.libero.simulator import LiberoSimulator
+
+        if self._simulator is None or self._simulator.task != task:
+            if self._simulator is not None:
+                self._simulator.close()
+            self._simulator = LiberoSimulator(task, image_size=self._observer.image_size)
+            self._open.callback(self._simulator.close)
+        return self._simulator
+
+    def _check_contract(self, client: PolicyClient) -> None:
+        if client.contract != self._plan.contract:
+            served = client.contract.checkpoint_fingerprint or "without fingerprint"
+            began = self._plan.contract.checkpoint_fingerprint or "without fingerprint"
+            raise ResultsError(
+                f"{self._plan.settings.server} now serves another checkpoint ({served}) than the "
+                f"one that the run began with ({began}); serve that one, or choose another --output"
+            )
