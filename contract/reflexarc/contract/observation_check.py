@@ -157,7 +157,7 @@ def _prefix_problems(contract: PolicyContract, prefix: Any) -> Iterator[Problem]
         yield where, "not finite"
     else:
         low, high = np.array(action.low, np.float32), np.array(action.high, np.float32)
-        outside = ((prefix < low) | (prefix > high)).any(0)
-        if outside.any():
-            names = [name for name, out in zip(action.names, outside, strict=True) if out]
+        outside = np.flatnonzero(((prefix < low) | (prefix > high)).any(axis=0))
+        if len(outside):
+            names = [action.names[i] for i in outside]
             yield where, f"outside the contract's limits in {', '.join(names)}"

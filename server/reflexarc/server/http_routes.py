@@ -16,6 +16,7 @@ from reflexarc.contract.errors import (
     CodecError,
     ContractViolationError,
     FrameTooLargeError,
+    HistoryMissingError,
     NotReadyError,
     UnknownInstructionError,
 )
@@ -48,6 +49,23 @@ _ACTIONS_BODY: dict[str, Any] = {
                         "session_id": {"type": "string"},
                         "step_index": {"type": "integer"},
                         "denoising_steps": {"type": "integer"},
+                        "history": {
+                            "type": "array",
+                            "items": {
+                                "type": "object",
+                                "required": ["step_index", "state"],
+                                "properties": {
+                                    "step_index": {"type": "integer"},
+                                    "state": {"type": "array", "items": {"type": "number"}},
+                                    "images": {"type": "object"},
+                                },
+                            },
+                        },
+                        "goal_image": {"type": "object"},
+                        "action_prefix": {
+                            "type": "array",
+                            "items": {"type": "array", "items": {"type": "number"}},
+                        },
                     },
                 },
             },
@@ -68,6 +86,17 @@ def http_routes(service: PolicyService) -> APIRouter:
         {"__numpy__": base64, "dtype", "shape"}.
         """
         return await _actions(request, service)
+
+    @router.delete("/v1/sessions/{session_id}")
+    async def end_session(session_id: str, request: Request) -> Response:
+        """Forget what is kept of an episode's stream; 404 where nothing is."""
+        try:
+            if _is_foreign(request):
+                return _refused_page(request)
+            ended = await service.run(partial(service.inference.end_session, session_id))
+            return JSONResponse({"ended": ended}, status_code=200 if ended else 404)
+        except ReflexarcError as error:
+            return _error_response(error, as_msgpack=False)
 
     @router.get("/v1/contract")
     async def contract() -> Response:
@@ -99,6 +128,8 @@ def http_routes(service: PolicyService) -> APIRouter:
 def status_of(error: ReflexarcError) -> int:
     if isinstance(error, FrameTooLargeError):
         return 413
+    if isinstance(error, HistoryMissingError):
+        return 409
     if isinstance(error, CodecError | ContractViolationError | UnknownInstructionError):
         return 422
     return 503 if isinstance(error, NotReadyError) else 500
@@ -109,10 +140,8 @@ async def _actions(request: Request, service: PolicyService) -> Response:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     as_msgpack = content_type in MSGPACK_TYPES
     try:
-        server = request.scope.get("server")
-        if origin_is_foreign(request.headers, server[0] if server else None):
-            logger.warning("refused a request from the web page %s", request.headers["origin"])
-            return PlainTextResponse("requests from other web pages are refused\n", 403)
+        if _is_foreign(request):
+            return _refused_page(request)
         inference = service.inference
         body = await _read_body(request)
         answer = _answer_msgpack if as_msgpack else _answer_json
@@ -122,6 +151,16 @@ async def _actions(request: Request, service: PolicyService) -> Response:
             return response
     except ReflexarcError as error:
         return _error_response(error, as_msgpack=as_msgpack)
+
+
+def _is_foreign(request: Request) -> bool:
+    server = request.scope.get("server")
+    return origin_is_foreign(request.headers, server[0] if server else None)
+
+
+def _refused_page(request: Request) -> Response:
+    logger.warning("refused a request from the web page %s", request.headers["origin"])
+    return PlainTextResponse("requests from other web pages are refused\n", 403)
 
 
 def _policy_header(service: PolicyService) -> dict[str, str]:

@@ -17,14 +17,13 @@ import numpy as np
 from reflexarc.contract import (
     PROTOCOL_VERSION,
     ActionChunk,
-    EncodedImage,
     Observation,
     PolicyContract,
     ReflexarcError,
     check_observation,
 )
-from reflexarc.contract.errors import CodecError, InferenceError
-from reflexarc.contract.images import decode_image
+from reflexarc.contract.errors import ContractViolationError, InferenceError
+from reflexarc.server.images import decode_images
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +46,10 @@ class Inference(Protocol):
         """One chunk an observation. Observations were checked; each has its seed."""
         ...
 
+    def end_session(self, session_id: str) -> bool:
+        """Forget what is kept of a session; whether there was something."""
+        ...
+
     def warm_up(self) -> None:
         """Do once whatever makes a first inference slow; called before the server is ready."""
         ...
@@ -62,18 +65,36 @@ def handshake(inference: Inference) -> dict[str, Any]:
     }
 
 
-def infer_one(inference: Inference, observation: Observation) -> ActionChunk:
+def infer_one(
+    inference: Inference, observation: Observation, connection: str | None = None
+) -> ActionChunk:
     """The chunk for one observation, with ``decode_ms`` and ``infer_ms`` in its timing.
+
+    Args:
+        inference: the policy.
+        observation: as it came.
+        connection: the session of an observation that names none; None where there is no
+            connection to keep one for.
 
     Raises:
         CodecError: an image that cannot be decoded.
         ContractViolationError: the observation differs from the contract.
+        HistoryMissingError: the session lacks rows that the observation leaves out.
         InferenceError: the policy raised, or its chunk is not executable; details are logged
             under the error id that the message names.
     """
     started = time.perf_counter()
-    observation = replace(observation, images=_decode_images(inference.contract, observation))
+    named = observation.session_id
+    observation = replace(
+        decode_images(inference.contract, observation),
+        session_id=connection if named is None else named,
+    )
     check_observation(inference.contract, observation)
+    if observation.action_prefix is not None and not inference.sampling.get("supports_prefix"):
+        raise ContractViolationError(
+            "action_prefix: this policy samples whole chunks and takes no prefix; leave it out",
+            field="action_prefix",
+        )
     if observation.seed is None:
         observation = replace(observation, seed=secrets.randbits(_SEED_BITS))
     decoded = time.perf_counter()
@@ -82,7 +103,7 @@ def infer_one(inference: Inference, observation: Observation) -> ActionChunk:
     return replace(
         chunk,
         request_id=observation.request_id,
-        session_id=observation.session_id,
+        session_id=named,
         timing={
             **chunk.timing,
             "decode_ms": (decoded - started) * 1000,
@@ -96,21 +117,6 @@ def internal_error(what: str) -> InferenceError:
     error_id = secrets.token_hex(4)
     logger.exception("%s [error id %s]", what, error_id)
     return InferenceError(f"{what}; the server's log has the details under error id {error_id}")
-
-
-def _decode_images(contract: PolicyContract, observation: Observation) -> dict[str, Any]:
-    """Decode the contract's cameras only: a frame may hold thousands of others, each small
-    on the wire and large in memory. The contract check then refuses those by name."""
-    images: dict[str, Any] = dict(observation.images)
-    for name in contract.camera_names:
-        encoded = images.get(name)
-        if isinstance(encoded, EncodedImage):
-            try:
-                images[name] = decode_image(encoded)
-            except CodecError as error:
-                field = f"images.{name}"
-                raise CodecError(f"{field}: {error.message}", field=field) from error
-    return images
 
 
 def _guarded(inference: Inference, observation: Observation) -> ActionChunk:

@@ -76,6 +76,9 @@ class CheckpointPolicy:
     def infer(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         return self._runtime.infer(observations)
 
+    def end_session(self, session_id: str) -> bool:
+        return self._runtime.end_session(session_id)
+
     def warm_up(self) -> None:
         """Infer once on black images: allocators and kernels are slow only the first time.
 
@@ -91,14 +94,21 @@ class CheckpointPolicy:
 
 
 def blank_observation(contract: PolicyContract, instruction: str | None) -> Observation:
-    """Black images and a state of zeros, valid under the contract."""
+    """Black images and a state of zeros at an episode's start, valid under the contract."""
     images = {
         camera.name: np.zeros((camera.height, camera.width, 3), np.uint8)
         for camera in contract.cameras
     }
     if instruction is None and contract.needs_language:
         instruction = "wait"  # some policies understand any text
-    return Observation(images, np.zeros(contract.state.dimension), instruction, seed=0)
+    return Observation(
+        images,
+        np.zeros(contract.state.dimension),
+        instruction,
+        seed=0,
+        step_index=0,
+        goal_image=images if contract.needs_goal_image else None,
+    )
 
 
 def known_instruction(policy: Policy) -> str | None:

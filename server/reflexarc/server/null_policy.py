@@ -57,6 +57,10 @@ class NullPolicy:
             for observation in observations
         ]
 
+    def end_session(self, session_id: str) -> bool:
+        """Nothing is kept between requests."""
+        return False
+
     def warm_up(self) -> None:
         """Nothing to warm: its first chunk costs what every other costs."""
 

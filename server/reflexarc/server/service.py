@@ -109,6 +109,10 @@ class PolicyService:
         """Run ``work`` in the worker thread, after what was asked before it."""
         return await self._worker.run(work)
 
+    def submit(self, work: Callable[[], object]) -> None:
+        """Let the worker thread do ``work`` after what was asked before; nobody waits for it."""
+        self._worker.run(work).add_done_callback(_log_failure)
+
     async def drain(self, timeout: float) -> bool:
         """Refuse new requests, wait for those in flight; False when some did not end in time."""
         self.phase = Phase.DRAINING
@@ -131,6 +135,11 @@ class PolicyService:
         self._in_flight -= 1
         if self._in_flight == 0:
             self._idle.set()
+
+
+def _log_failure(future: asyncio.Future[object]) -> None:
+    if not future.cancelled() and future.exception() is not None:
+        logger.error("work in the background failed", exc_info=future.exception())
 
 
 class InFlight:

@@ -83,6 +83,12 @@ class UserPolicy:
         """
         return [self._infer(observation) for observation in observations]
 
+    def end_session(self, session_id: str) -> bool:
+        """Its next request begins it anew."""
+        known = session_id in self._sessions
+        self._sessions.pop(session_id, None)
+        return known
+
     def warm_up(self) -> None:
         """The class's own ``warm_up()``, or one inference on black images.
 

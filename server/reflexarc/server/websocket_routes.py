@@ -7,6 +7,7 @@ A connection is strict request and reply. It lives on after an error; only a fra
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from functools import partial
 from typing import Any
@@ -57,6 +58,19 @@ async def _session(socket: WebSocket, service: PolicyService, converse: Any) -> 
 
 
 async def _native_session(socket: WebSocket, service: PolicyService, inference: Inference) -> None:
+    # Names the session of observations that name none. No other client can guess it, and what
+    # is kept under it ends with the connection.
+    connection = f"connection-{secrets.token_hex(16)}"
+    try:
+        await _native_requests(socket, service, inference, connection)
+    finally:
+        if inference.contract.needs_session:
+            service.submit(partial(inference.end_session, connection))
+
+
+async def _native_requests(
+    socket: WebSocket, service: PolicyService, inference: Inference, connection: str
+) -> None:
     await socket.send_bytes(pack(handshake(inference)))
     while True:
         frame = await _receive(socket)
@@ -65,7 +79,9 @@ async def _native_session(socket: WebSocket, service: PolicyService, inference: 
             if frame is None:
                 raise CodecError("a text frame came; send observations as binary msgpack frames")
             with service.request():
-                reply, error = await service.run(partial(native.answer, inference, frame, received))
+                reply, error = await service.run(
+                    partial(native.answer, inference, frame, received, connection)
+                )
                 await socket.send_bytes(reply)
         except ReflexarcError as refused:
             error = refused

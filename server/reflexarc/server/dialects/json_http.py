@@ -41,12 +41,37 @@ def observation_from_json(value: object) -> Observation:
     if not isinstance(value, Mapping):
         raise CodecError(f"an observation must be a JSON object, got {type(value).__name__}")
     fields: dict[str, Any] = dict(value)
-    images = fields.get("images")
-    if isinstance(images, Mapping):
-        fields["images"] = {name: _image(name, image) for name, image in images.items()}
-    if "state" in fields:
-        fields["state"] = _state(fields["state"])
+    _seen(fields, "")
+    if isinstance(fields.get("goal_image"), Mapping):
+        fields["goal_image"] = _images(fields["goal_image"], "goal_image")
+    if isinstance(fields.get("history"), list):
+        fields["history"] = [
+            _row(row, f"history[{index}].") for index, row in enumerate(fields["history"])
+        ]
+    if fields.get("action_prefix") is not None:
+        fields["action_prefix"] = _prefix(fields["action_prefix"])
     return Observation.from_wire(fields)
+
+
+def _row(value: object, where: str) -> object:
+    """A row of history with arrays; of another form than a map it is left for the next check."""
+    if not isinstance(value, Mapping):
+        return value
+    row = dict(value)
+    _seen(row, where)
+    return row
+
+
+def _seen(fields: dict[str, Any], where: str) -> None:
+    """Images and state of an observation or of a row, in place."""
+    if isinstance(fields.get("images"), Mapping):
+        fields["images"] = _images(fields["images"], f"{where}images")
+    if "state" in fields:
+        fields["state"] = _state(fields["state"], f"{where}state")
+
+
+def _images(images: Mapping[str, object], where: str) -> dict[str, Any]:
+    return {name: _image(f"{where}.{name[:64]}", image) for name, image in images.items()}
 
 
 def chunk_to_json(chunk: ActionChunk) -> dict[str, Any]:
@@ -58,8 +83,7 @@ def dump(value: object) -> bytes:
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
 
 
-def _image(name: str, value: object) -> EncodedImage | np.ndarray[Any, Any]:
-    field = f"images.{name[:64]}"
+def _image(field: str, value: object) -> EncodedImage | np.ndarray[Any, Any]:
     if isinstance(value, Mapping) and "__numpy__" in value:
         return _json_numpy(field, value)
     if not isinstance(value, Mapping) or not {"format", "data"} <= set(value):
@@ -74,19 +98,32 @@ def _image(name: str, value: object) -> EncodedImage | np.ndarray[Any, Any]:
     return EncodedImage(value["format"], _base64(field, value["data"]))
 
 
-def _state(value: object) -> np.ndarray[Any, Any]:
+def _state(value: object, field: str) -> np.ndarray[Any, Any]:
     if isinstance(value, Mapping) and "__numpy__" in value:
-        return _json_numpy("state", value)
+        return _json_numpy(field, value)
     if not isinstance(value, list) or len(value) > MAX_CONTAINER_LENGTH:
         raise CodecError(
-            f"state: expected a list of numbers, got {type(value).__name__}", field="state"
+            f"{field}: expected a list of numbers, got {type(value).__name__}", field=field
         )
     if not all(isinstance(item, int | float) and not isinstance(item, bool) for item in value):
-        raise CodecError("state: expected a flat list of numbers", field="state")
+        raise CodecError(f"{field}: expected a flat list of numbers", field=field)
     try:
         return np.array(value, dtype=np.float64)
     except OverflowError as error:
-        raise CodecError("state: a number does not fit into float64", field="state") from error
+        raise CodecError(f"{field}: a number does not fit into float64", field=field) from error
+
+
+def _prefix(value: object) -> np.ndarray[Any, Any]:
+    """Rows of equal length as ``float64 (P, D)``."""
+    field = "action_prefix"
+    if isinstance(value, Mapping) and "__numpy__" in value:
+        return _json_numpy(field, value)
+    if not isinstance(value, list) or not value or len(value) > MAX_CONTAINER_LENGTH:
+        raise CodecError(f"{field}: expected a list of rows of numbers", field=field)
+    rows = [_state(row, f"{field}[{index}]") for index, row in enumerate(value)]
+    if len({len(row) for row in rows}) != 1:
+        raise CodecError(f"{field}: rows differ in length", field=field)
+    return np.stack(rows)
 
 
 def _json_numpy(field: str, value: Mapping[str, Any]) -> np.ndarray[Any, Any]:

@@ -13,7 +13,7 @@ from reflexarc.server.inference import Inference, infer_one, internal_error
 
 
 def answer(
-    inference: Inference, frame: bytes, received: float
+    inference: Inference, frame: bytes, received: float, connection: str | None = None
 ) -> tuple[bytes, ReflexarcError | None]:
     """The reply to one frame, and the error that it reports, if it reports one.
 
@@ -21,13 +21,14 @@ def answer(
         inference: the policy.
         frame: an Observation's wire map, packed.
         received: ``time.perf_counter()`` when the frame arrived, for ``queue_ms``.
+        connection: the session of an observation that names none.
     """
     queue_ms = (time.perf_counter() - received) * 1000
     request_id: str | None = None
     try:
         message = unpack(frame)
         request_id = request_id_of(message)
-        chunk = infer_one(inference, Observation.from_wire(message))
+        chunk = infer_one(inference, Observation.from_wire(message), connection)
         return pack(replace(chunk, timing={"queue_ms": queue_ms, **chunk.timing}).to_wire()), None
     except ReflexarcError as error:
         return pack(error_map(error, request_id)), error

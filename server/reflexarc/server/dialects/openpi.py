@@ -47,6 +47,8 @@ def refusal(contract: PolicyContract) -> str | None:
     turned = [camera for camera in contract.cameras if camera.orientation != "rotated_180"]
     if turned:
         return f"openpi sends images rotated_180; policy needs {turned[0].orientation}"
+    if contract.history.rows > 1:
+        return f"openpi sends no history; policy sees {contract.history.rows} steps"
     if contract.needs_goal_image:
         return "openpi sends no goal image; policy needs one"
     gripper = contract.action.gripper
