@@ -11,6 +11,8 @@ from reflexarc.cli import (
     data_collect,
     data_inspect,
     demo,
+    eval_compare,
+    eval_report,
     evaluate,
     query,
     serve,
@@ -29,7 +31,7 @@ app = typer.Typer(
 
 
 # Importing a module of a group registers its commands there; the others register themselves here.
-GROUP_MODULES = (checkpoint, data_collect, data_inspect, evaluate)
+GROUP_MODULES = (checkpoint, data_collect, data_inspect, evaluate, eval_report, eval_compare)
 for module in (train, serve, query, demo):
     if hasattr(module, "register"):
         module.register(app)
