@@ -1,0 +1,177 @@
+"""Training steps of one rank: ``python distributed_steps.py RANK WORLD FOLDER``.
+
+Run by test_distributed.py, once alone and once with two processes. Each rank takes its rows of
+the same global batches, wraps policy and objective as one module whose forward is the objective,
+and writes what came out to ``FOLDER/<objective>_<rank>_of_<world>.safetensors``.
+"""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from reflexarc.contract import PolicyContract
+from reflexarc.contract.policy_contract import LIBERO_STATE_EEF, libero_action, libero_cameras
+from reflexarc.policy.backbones.vision import VisionBackboneConfig
+from reflexarc.policy.language import LanguageEmbeddings
+from reflexarc.policy.statevla.config import StateVLAConfig
+from reflexarc.policy.statevla.model import StateVLA
+from reflexarc.training.config import OptimizerConfig
+from reflexarc.training.config_objectives import FlowMatchingConfig, TemporalJEPAConfig
+from reflexarc.training.objective import Batch, Draws, Losses, Objective
+from reflexarc.training.objectives.flow_matching import FlowMatchingObjective
+from reflexarc.training.objectives.temporal_jepa import TemporalJEPAObjective
+from reflexarc.training.optimization import make_optimizer
+
+STEPS, ROWS, HORIZON, FUTURE = 3, 12, 5, 2
+# The second rank has fewer rows, and of those fewer that are real.
+ROWS_OF_RANK = {1: [(0, 12)], 2: [(0, 7), (7, 12)]}
+FUTURE_IS_REAL = torch.tensor([1, 1, 1, 1, 1, 1, 0, 0, 0, 1, 0, 1], dtype=torch.bool)
+REAL_STEPS = torch.tensor([5, 5, 5, 4, 5, 5, 2, 1, 1, 1, 3, 1])
+
+
+class OneForward(nn.Module):
+    """What DistributedDataParallel must wrap: everything that is trained, in one forward."""
+
+    def __init__(self, policy: StateVLA, objective: Objective) -> None:
+        super().__init__()
+        self.policy, self.objective = policy, objective
+
+    def forward(self, batch: Batch, draws: Draws) -> Losses:
+        losses: Losses = self.objective(self.policy, batch, draws)
+        return losses
+
+
+def build(name: str) -> OneForward:
+    torch.manual_seed(0)
+    contract = PolicyContract(
+        family="statevla",
+        cameras=libero_cameras(size=64, source_size=64),
+        state=LIBERO_STATE_EEF,
+        action=libero_action(HORIZON),
+    )
+    config = StateVLAConfig(
+        d_model=16,
+        encoder_layers=2,
+        latent_tokens=2,
+        vision=VisionBackboneConfig(name="tiny_random", pool=2),
+        language_dimension=16,
+        state_hidden=16,
+        policy_layers=1,
+        policy_d_state=8,
+        policy_mlp_hidden=16,
+        gripper_hidden=16,
+    )
+    policy = StateVLA(config, contract, LanguageEmbeddings(["go"], torch.randn(1, 16), "random"))
+    if name == "flow_matching":
+        return OneForward(policy, FlowMatchingObjective(FlowMatchingConfig(), gripper_index=6))
+    objective = TemporalJEPAObjective(
+        TemporalJEPAConfig(horizon=FUTURE, ema_start=0.5, predictor_hidden=32, state_noise=0.02),
+        z_dimension=2 * 16,
+        action_dimension=7,
+    )
+    nn.init.normal_(objective.predictor.delta.weight, std=0.1)
+    objective.attach(policy)
+    # This stage does not train the heads; DistributedDataParallel would wait for them.
+    policy.flow.requires_grad_(False)
+    assert policy.gripper is not None
+    policy.gripper.requires_grad_(False)
+    return OneForward(policy, objective)
+
+
+def global_batch(policy: StateVLA, step: int) -> Batch:
+    generator = torch.Generator().manual_seed(100 + step)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(ROWS, *shape, generator=generator)
+
+    images = {
+        name: torch.randint(0, 256, (2 * ROWS, 64, 64, 3), dtype=torch.uint8, generator=generator)
+        for name in policy.contract.camera_names
+    }
+    with torch.no_grad():
+        vision = policy.embed_frames(images, {})["vision"].unsqueeze(1)
+    actions = random(HORIZON, 7)
+    actions[..., 6] = actions[..., 6].sign()
+    valid = torch.ones(ROWS, 1, dtype=torch.bool)
+    return Batch(
+        window={"vision": vision[:ROWS], "state": random(1, 8)},
+        task={"language": random(16)},
+        valid=valid,
+        actions=actions,
+        action_mask=torch.arange(HORIZON) < REAL_STEPS[:, None],
+        future={"vision": vision[ROWS:], "state": random(1, 8)},
+        future_valid=valid,
+        future_mask=FUTURE_IS_REAL,
+        future_actions=actions[:, :FUTURE],
+    )
+
+
+def rows_of(batch: Batch, start: int, stop: int) -> Batch:
+    def cut(value: object) -> object:
+        if isinstance(value, dict):
+            return {name: rows[start:stop] for name, rows in value.items()}
+        return value[start:stop] if isinstance(value, Tensor) else value
+
+    return Batch(**{name: cut(value) for name, value in vars(batch).items()})  # type: ignore[arg-type]
+
+
+def train(name: str, rank: int, world: int) -> dict[str, Tensor]:
+    """Losses of every step, gradients of the first, weights and target after each."""
+    module = build(name)
+    optimizer = make_optimizer(module, OptimizerConfig(learning_rate=1e-3))
+    wrapped: nn.Module = DistributedDataParallel(module) if world > 1 else module
+    start, stop = ROWS_OF_RANK[world][rank]
+    seen: dict[str, Tensor] = {}
+    for step in range(STEPS):
+        batch = global_batch(module.policy, step)
+        draws = module.objective.draw(batch, torch.Generator().manual_seed(step))
+        module.train()
+        losses: Losses = wrapped(
+            rows_of(batch, start, stop), {key: rows[start:stop] for key, rows in draws.items()}
+        )
+        optimizer.zero_grad(set_to_none=True)
+        losses["total"].backward()
+        seen |= {f"loss/{step}/{key}": value.detach() for key, value in losses.items()}
+        if step == 0:
+            seen |= {
+                f"gradient/{key}": parameter.grad.clone()
+                for key, parameter in module.named_parameters()
+                if parameter.grad is not None
+            }
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+        module.objective.after_optimizer_step(module.policy, step, STEPS)
+        seen |= {f"weight/{step}/{key}": v.clone() for key, v in module.state_dict().items()}
+    with torch.no_grad():  # nothing is exchanged: a rank may validate alone
+        if rank == 0:
+            module.eval()(batch, draws)
+    return {key: value.contiguous() for key, value in seen.items()}
+
+
+def main() -> None:
+    rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    torch.set_num_threads(1)
+    if world > 1:
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{folder / 'rendezvous'}",
+            rank=rank,
+            world_size=world,
+            timeout=timedelta(seconds=60),
+        )
+    for name in ("flow_matching", "temporal_jepa"):
+        save_file(train(name, rank, world), folder / f"{name}_{rank}_of_{world}.safetensors")
+    if world > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
