@@ -1,8 +1,9 @@
 """The feature store: what the frozen front of a policy makes of every frame, once, on disk.
 
 A frozen backbone gives the same features in every epoch, so they are computed once and kept as
-memory-mapped ``.npy`` files of float16 under a key of dataset, front and cameras. An interrupted
-computation continues where it stopped.
+memory-mapped ``.npy`` files of float16 (pixels, which a policy that trains its own patches keeps,
+as uint8) under a key of dataset, front and cameras. An interrupted computation continues where it
+stopped.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from reflexarc.contract import Camera, PolicyContract
@@ -28,8 +30,9 @@ from reflexarc.policy.interface import Policy, Task, Tensors
 _FORMAT = 1
 _PROGRESS = "progress.json"
 _MANIFEST = "manifest.json"
+FeatureArray: TypeAlias = npt.NDArray[np.float16] | npt.NDArray[np.uint8]
 # Older numpy, the newest for Python 3.10, leaves it untyped.
-_open_memmap: Callable[..., npt.NDArray[np.float16]] = np.lib.format.open_memmap
+_open_memmap: Callable[..., FeatureArray] = np.lib.format.open_memmap
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,13 @@ class FrameFeatures:
     """Features of every frame of a list of episodes.
 
     Attributes:
-        arrays: name to memory-mapped ``float16 (F, ...)``.
+        arrays: name to memory-mapped ``float16 (F, ...)``, or ``uint8`` for pixels.
         first_rows: row of each episode's first frame.
         path: the folder they lie in.
         hit: whether all of it was there already.
     """
 
-    arrays: dict[str, npt.NDArray[np.float16]]
+    arrays: dict[str, FeatureArray]
     first_rows: list[int]
     path: Path
     hit: bool
@@ -122,7 +125,15 @@ def embed_episode(policy: Policy, episode: Episode, frames: npt.NDArray[np.int64
     rows = {name: t.to(device).expand(len(frames), *t.shape[1:]) for name, t in task.items()}
     prepared = prepare_frames(policy.contract, episode, frames)
     images = {name: values.to(device) for name, values in prepared.items()}
-    return {name: t.float().cpu() for name, t in policy.embed_frames(images, rows).items()}
+    embedded = policy.embed_frames(images, rows)
+    return {
+        name: (t if t.dtype == torch.uint8 else t.float()).cpu() for name, t in embedded.items()
+    }
+
+
+def stored_dtype(rows: Tensor) -> type[np.float16] | type[np.uint8]:
+    """What the store keeps of rows of ``embed_frames``: pixels as they are, features in half."""
+    return np.uint8 if rows.dtype == torch.uint8 else np.float16
 
 
 def find_features(cache: Path, key: str) -> Path | None:
@@ -177,7 +188,7 @@ def _compute(
     partial.mkdir(exist_ok=True)
     done = _rows_done(partial)
     total = sum(counts)
-    arrays: dict[str, npt.NDArray[np.float16]] = {}
+    arrays: dict[str, FeatureArray] = {}
     row = 0
     with tqdm(
         total=total, initial=done, desc="frame features", unit="frame", disable=not progress
@@ -217,12 +228,12 @@ def _exclusive(path: Path) -> Iterator[None]:
 
 def _open_arrays(
     partial: Path, rows: Tensors, total: int, *, resume: bool
-) -> dict[str, npt.NDArray[np.float16]]:
+) -> dict[str, FeatureArray]:
     return {
         name: _open_memmap(
             partial / f"{name}.npy",
             mode="r+" if resume else "w+",
-            dtype=None if resume else np.float16,
+            dtype=None if resume else stored_dtype(values),
             shape=None if resume else (total, *values.shape[1:]),
         )
         for name, values in rows.items()
@@ -235,7 +246,7 @@ def _rows_done(partial: Path) -> int:
     return int(json.loads(path.read_text())["rows"]) if path.is_file() else 0
 
 
-def _flush(partial: Path, arrays: dict[str, npt.NDArray[np.float16]], rows: int) -> None:
+def _flush(partial: Path, arrays: dict[str, FeatureArray], rows: int) -> None:
     for array in arrays.values():
         if isinstance(array, np.memmap):
             array.flush()
