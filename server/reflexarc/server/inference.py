@@ -42,6 +42,11 @@ class Inference(Protocol):
         """How actions are sampled, for the first frame: plain numbers, lists and strings."""
         ...
 
+    @property
+    def action_std(self) -> Sequence[float] | None:
+        """Standard deviation of each action dimension in the training data, where it is known."""
+        ...
+
     def infer(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         """One chunk an observation. Observations were checked; each has its seed."""
         ...
@@ -62,6 +67,7 @@ def handshake(inference: Inference) -> dict[str, Any]:
         "protocol_version": PROTOCOL_VERSION,
         "contract": inference.contract.model_dump(mode="json"),
         "sampling": dict(inference.sampling),
+        "action_std": None if inference.action_std is None else list(inference.action_std),
     }
 
 

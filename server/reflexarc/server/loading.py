@@ -47,6 +47,7 @@ class CheckpointPolicy:
         from reflexarc.policy.runtime import PolicyRuntime
 
         self._runtime = PolicyRuntime(loaded, denoising_steps=denoising_steps)
+        self._action_std = loaded.statistics.action.std
         self._known_instruction = known_instruction(loaded.policy)
         sampling = loaded.policy.sampling
         self._sampling = {
@@ -72,6 +73,10 @@ class CheckpointPolicy:
     @property
     def sampling(self) -> Mapping[str, Any]:
         return self._sampling
+
+    @property
+    def action_std(self) -> Sequence[float]:
+        return self._action_std
 
     def infer(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         return self._runtime.infer(observations)

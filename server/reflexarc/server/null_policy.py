@@ -51,6 +51,10 @@ class NullPolicy:
         action = self._contract.action
         return {"noise_shape": [action.horizon, action.dimension], "denoising_steps": 1}
 
+    @property
+    def action_std(self) -> None:
+        """There was no training data."""
+
     def infer(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         return [
             ActionChunk(actions=self._actions(observation.seed or 0), seed=observation.seed or 0)

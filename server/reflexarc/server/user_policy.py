@@ -76,6 +76,10 @@ class UserPolicy:
     def sampling(self) -> Mapping[str, Any]:
         return {"noise_shape": None, "denoising_steps": 1, "policy": self._name}
 
+    @property
+    def action_std(self) -> None:
+        """A plain class states no statistics."""
+
     def infer(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         """One checked chunk an observation.
 
