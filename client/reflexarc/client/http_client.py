@@ -28,7 +28,8 @@ _POLICY_HEADER = "Reflexarc-Policy"
 class HttpPolicyClient:
     """The interface of :class:`PolicyClient` over ``POST /v1/actions`` with msgpack bodies.
 
-    Args and errors are those of :class:`PolicyClient`.
+    Args and errors are those of :class:`PolicyClient`. HTTP has no connection that could name a
+    session, so observations without ``session_id`` get this client's own, which ends with it.
     """
 
     contract: PolicyContract
@@ -46,6 +47,8 @@ class HttpPolicyClient:
         self._retry_for = retry_for
         self._timeout = timeout
         self._image_format = image_format
+        self._session = f"http-{uuid.uuid4().hex}"
+        self._session_used = False
         self._http = httpx.Client(
             base_url=self.url, timeout=timeout, trust_env=not is_loopback(self.url)
         )
@@ -59,6 +62,9 @@ class HttpPolicyClient:
         """The action chunk for one observation; raises what ``PolicyClient.infer`` raises."""
         if observation.request_id is None:
             observation = replace(observation, request_id=uuid.uuid4().hex)
+        if observation.session_id is None and self.contract.needs_session:
+            observation = replace(observation, session_id=self._session)
+            self._session_used = True
         body = pack(compressed(observation, self._image_format).to_wire())
         deadline = Deadline(self._retry_for)
         lost = False
@@ -76,6 +82,12 @@ class HttpPolicyClient:
                 self._try_again(deadline, error)
 
     def close(self) -> None:
+        if self._session_used:
+            try:
+                self._http.delete(f"/v1/sessions/{self._session}", timeout=1.0)
+            except httpx.HTTPError as error:  # it ends by itself when it was idle for long
+                logger.debug("the session was not ended: %s", error)
+            self._session_used = False
         self._http.close()
 
     def __enter__(self) -> HttpPolicyClient:

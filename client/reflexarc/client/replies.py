@@ -72,14 +72,24 @@ def check_same_contract(url: str, before: PolicyContract, now: PolicyContract) -
 
 
 def compressed(observation: Observation, image_format: str) -> Observation:
-    """The observation with its images as JPEG or PNG; ``raw`` leaves them as they are."""
+    """The observation with its images as JPEG or PNG; ``raw`` leaves them as they are.
+
+    A goal image is sent once an episode and stays raw: what it loses would be lost throughout.
+    """
     if image_format == "raw":
         return observation
-    images: dict[str, Any] = {
-        name: image if isinstance(image, EncodedImage) else encode_image(image, image_format)
-        for name, image in observation.images.items()
-    }
-    return replace(observation, images=images)
+
+    def encoded(images: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            name: image if isinstance(image, EncodedImage) else encode_image(image, image_format)
+            for name, image in images.items()
+        }
+
+    history = tuple(
+        row if row.images is None else replace(row, images=encoded(row.images))
+        for row in observation.history
+    )
+    return replace(observation, images=encoded(observation.images), history=history)
 
 
 class Deadline:

@@ -42,7 +42,9 @@ class PolicyClient:
 
     An observation that violates the contract raises ContractViolationError and the connection
     lives on. When the server dies, the client connects again and sends the request again: a
-    chunk depends on its request alone, so nothing is executed twice.
+    chunk depends on its request and its window alone, so nothing is executed twice. Where the
+    policy sees history and the new server does not hold it, HistoryMissingError is raised;
+    RecedingHorizonExecutor then sends the whole window.
 
     Args:
         url: ``ws://host:port``; ``http://`` and a bare ``host:port`` are understood too.
@@ -82,6 +84,7 @@ class PolicyClient:
 
         Raises:
             ContractViolationError, CodecError, UnknownInstructionError: the request is wrong.
+            HistoryMissingError: the server lacks rows that the request leaves out.
             InferenceError: the policy failed; the server's log says why.
             ServerUnavailableError: no reply within ``timeout``, or none again within
                 ``retry_for`` after the connection was lost.
