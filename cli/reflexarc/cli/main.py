@@ -8,10 +8,12 @@ import typer
 
 from reflexarc.cli import (
     checkpoint,
+    checkpoint_probe,
     data_collect,
     data_inspect,
     demo,
     eval_compare,
+    eval_offline,
     eval_report,
     evaluate,
     query,
@@ -31,7 +33,16 @@ app = typer.Typer(
 
 
 # Importing a module of a group registers its commands there; the others register themselves here.
-GROUP_MODULES = (checkpoint, data_collect, data_inspect, evaluate, eval_report, eval_compare)
+GROUP_MODULES = (
+    checkpoint,
+    checkpoint_probe,
+    data_collect,
+    data_inspect,
+    evaluate,
+    eval_report,
+    eval_compare,
+    eval_offline,
+)
 for module in (train, serve, query, demo):
     if hasattr(module, "register"):
         module.register(app)
