@@ -87,7 +87,7 @@ def train(
         return
     check_space(planned)  # before --fresh removes anything
     run = open_run_folder(loaded, output, resume=resume, fresh=fresh)
-    outcome = execute(planned, run)
+    outcome = execute(planned, run, log=console.print)
     console.print(summary_table(outcome, output))
     if outcome.stopped_by is not None:
         console.print(

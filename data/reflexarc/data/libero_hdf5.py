@@ -45,6 +45,7 @@ from reflexarc.data.libero_layout import (
 )
 
 FloatRows = npt.NDArray[np.float64]
+Labels = Literal["executed", "expert"]
 
 
 @dataclass(frozen=True, eq=False)  # arrays inside: two episodes are equal when they are one
@@ -88,8 +89,20 @@ class Episode:
         Labels for imitation where noise was injected while collecting (DART, arXiv 1703.09327).
         DatasetError in a file that does not hold them.
         """
+        with open_hdf5(self.path) as file:
+            if "expert_actions" not in file[f"data/{self.demo}"]:
+                raise DatasetError(
+                    f"{self.path}, {self.demo}: the actions that the expert meant are not in this "
+                    "file; collect it again with 'reflexarc data collect', or train on what was "
+                    "executed, with data.labels: executed",
+                    field="expert_actions",
+                )
         first = 1 if self.alignment == "after_action" else 0
         return self._rows("expert_actions", first, ACTION_DIMENSION)
+
+    def labelled_actions(self, labels: Labels) -> FloatRows:
+        """``float64 (T, 7)``: :meth:`actions` or :meth:`expert_actions`."""
+        return self.expert_actions() if labels == "expert" else self.actions()
 
     def object_positions(self) -> tuple[FloatRows, tuple[str, ...]]:
         """``float64 (T, O, 3)`` metres, world frame, and the O objects' names.

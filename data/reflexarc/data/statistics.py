@@ -7,14 +7,17 @@ import numpy as np
 from reflexarc.contract.errors import DatasetError
 from reflexarc.contract.policy_contract import LIBERO_STATES, libero_action
 from reflexarc.contract.statistics import FeatureStatistics, NormalizationStatistics
-from reflexarc.data.libero_hdf5 import LiberoDataset
+from reflexarc.data.libero_hdf5 import Labels, LiberoDataset
 
 
-def compute_statistics(dataset: LiberoDataset, layout: str) -> NormalizationStatistics:
+def compute_statistics(
+    dataset: LiberoDataset, layout: str, *, labels: Labels = "executed"
+) -> NormalizationStatistics:
     """Statistics over every aligned step of every episode, in float64.
 
-    Every step counts once, whether or not an image was rendered at it. DatasetError names file,
-    demo and key of a value that is missing or not finite.
+    Those of the action are of the ``labels`` that a policy learns. Every step counts once, whether
+    or not an image was rendered at it. DatasetError names file, demo and key of a value that is
+    missing or not finite.
     """
     if not dataset.episodes:
         raise DatasetError("no episodes to compute statistics from")
@@ -23,7 +26,7 @@ def compute_statistics(dataset: LiberoDataset, layout: str) -> NormalizationStat
             f"state layout {layout!r} is unknown; known: {', '.join(LIBERO_STATES)}", field="layout"
         )
     states = np.concatenate([episode.states(layout) for episode in dataset.episodes])
-    actions = np.concatenate([episode.actions() for episode in dataset.episodes])
+    actions = np.concatenate([e.labelled_actions(labels) for e in dataset.episodes])
     return NormalizationStatistics(
         state=FeatureStatistics.from_rows(states, LIBERO_STATES[layout].names),
         action=FeatureStatistics.from_rows(actions, libero_action(1).names),

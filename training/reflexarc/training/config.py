@@ -14,9 +14,11 @@ from pydantic import Field, model_validator
 
 from reflexarc.contract.policy_contract import (
     LIBERO_STATES,
+    History,
     NormalizationMode,
     Orientation,
 )
+from reflexarc.data.libero_hdf5 import Labels
 from reflexarc.training.config_base import Fraction, NotNegative, Positive, RecipeModel
 from reflexarc.training.config_objectives import FlowMatchingConfig, ObjectiveConfig
 
@@ -33,6 +35,7 @@ class ContractConfig(RecipeModel):
     orientation: Orientation = "rotated_180"
     state_layout: str = "eef3+axisangle3+fingers2"
     horizon: Annotated[int, Field(ge=1, le=1024)] = 10
+    history: History = History()
     state_normalization: NormalizationMode = "mean_std"
     action_normalization: NormalizationMode = "mean_std"
 
@@ -58,7 +61,8 @@ class DataConfig(RecipeModel):
     shell patterns (``*soup*``); empty means all. ``validation_fraction`` of each task's episodes
     are held out, drawn with ``split_seed``: whole episodes, never frames of one episode.
     ``alignment`` says whether observations stand before or after their action, in files that do
-    not show it.
+    not show it. ``labels`` says which actions the policy learns, and so which the statistics are
+    of: those that were executed, or those that the expert meant, without injected noise.
     """
 
     suite: str = "libero_object"
@@ -68,6 +72,7 @@ class DataConfig(RecipeModel):
     validation_fraction: Fraction = 0.1
     split_seed: int = 0
     alignment: Literal["before_action", "after_action"] | None = None
+    labels: Labels = "executed"
 
 
 class OptimizerConfig(RecipeModel):
@@ -99,7 +104,8 @@ class LoopConfig(RecipeModel):
 
     Exactly one of ``epochs`` and ``steps``. ``validate_every`` counts epochs when the run is
     given in epochs, else optimiser steps, and so does ``checkpoint_every``. With ``ema_decay``
-    the averaged weights are validated and served.
+    the averaged weights are validated and served. ``best_metric`` is one that the objective
+    reports on held-out episodes, by default the objective's own choice; less is better.
     """
 
     batch_size: Positive = 64
@@ -111,7 +117,7 @@ class LoopConfig(RecipeModel):
     log_every: Positive = 20
     validate_every: Positive = 1
     checkpoint_every: Positive = 1
-    best_metric: Literal["total", "flow", "gripper", "action_mae", "action_mse"] = "action_mae"
+    best_metric: str | None = None
     sampling_steps: Positive | None = None
 
     @model_validator(mode="after")
@@ -124,17 +130,70 @@ class LoopConfig(RecipeModel):
         return self
 
 
-class Recipe(RecipeModel):
-    """One training run. ``policy`` holds the family's own architecture config."""
+class StageInfo(RecipeModel):
+    """Which of a recipe's stages a resolved recipe is.
 
-    name: str
-    description: str = ""
-    family: str
-    policy: dict[str, Any] = Field(default_factory=dict)
-    language: LanguageConfig = LanguageConfig()
-    contract: ContractConfig = ContractConfig()
-    data: DataConfig = DataConfig()
+    ``number`` counts from 1, ``names`` are those of all stages. ``from_scratch`` says that a
+    later stage started from random weights on purpose.
+    """
+
+    number: Positive
+    names: tuple[str, ...]
+    from_scratch: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.names[self.number - 1]
+
+
+class Trained(RecipeModel):
+    """What one stage trains, and how.
+
+    ``freeze`` names modules of the policy (``representation``) that keep the weights they start
+    with; ``learning_rate_scale`` gives a module's factor of the learning rate.
+    """
+
     objective: ObjectiveConfig = FlowMatchingConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     training: LoopConfig
+    freeze: tuple[str, ...] = ()
+    learning_rate_scale: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _best_metric_is_reported(self) -> Trained:
+        chosen, known = self.training.best_metric, self.objective.metrics
+        if chosen is not None and chosen not in known:
+            raise ValueError(
+                f"training.best_metric {chosen!r} is none of what {self.objective.name} reports: "
+                f"{', '.join(known)}"
+            )
+        return self
+
+    @property
+    def best_metric(self) -> str:
+        """The held-out metric that chooses ``best``."""
+        return self.training.best_metric or self.objective.metrics[0]
+
+
+class Stage(Trained):
+    """One of the ``stages`` of a recipe's file."""
+
+    name: str
+
+
+class Recipe(Trained):
+    """One training run. ``policy`` holds the family's own architecture config.
+
+    A recipe's file may hold ``stages`` in the place of what :class:`Trained` lists; a recipe is
+    always one of them (:func:`reflexarc.training.recipe_files.load_recipe`).
+    """
+
+    name: str
+    description: str = ""
+    family: str
+    stage: StageInfo | None = None
+    policy: dict[str, Any] = Field(default_factory=dict)
+    language: LanguageConfig = LanguageConfig()
+    contract: ContractConfig = ContractConfig()
+    data: DataConfig = DataConfig()

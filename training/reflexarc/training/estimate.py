@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,10 @@ from torch import Tensor
 
 from reflexarc.contract.errors import ConfigError
 from reflexarc.policy.interface import Policy
-from reflexarc.training.features import embed_episode, find_features
+from reflexarc.training.features import embed_episode, find_features, stored_dtype
 from reflexarc.training.optimization import trained_parameters
 from reflexarc.training.preparation import Preparation
-from reflexarc.training.samples import BatchOrder, BatchSource, build_samples
+from reflexarc.training.samples import BatchOrder, BatchSource
 
 _FLOAT = 4
 _PROBE_FRAMES = 2
@@ -100,10 +100,18 @@ def _probe(preparation: Preparation) -> tuple[int, int]:
     count = min(_PROBE_FRAMES, len(episode.image_steps))
     preparation.policy.eval()
     rows = embed_episode(preparation.policy, episode, np.arange(count))
-    arrays = {name: values.numpy().astype(np.float16) for name, values in rows.items()}
-    frame_bytes = sum(array.nbytes for array in arrays.values()) // count
-    samples = build_samples([episode], [0], preparation.task_rows, preparation.processor)
-    batch = BatchSource(samples, arrays, preparation.task).batch(torch.arange(count))
+    features = {
+        name: torch.from_numpy(values.numpy().astype(stored_dtype(values)))
+        for name, values in rows.items()
+    }
+    frame_bytes = sum(values.nbytes for values in features.values()) // count
+    # Every sample reads the same two frames: what they show does not change what it costs.
+    samples = preparation.samples([episode], [0])
+    few = replace(samples, frame_row=samples.frame_row % count)
+    if few.future is not None:
+        later = replace(few.future, frame_row=few.future.frame_row % count)
+        few = replace(few, future=later)
+    batch = BatchSource(few, features, preparation.task).batch(torch.arange(count))
 
     kept: dict[int, int] = {}  # a storage that several nodes keep is counted once
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -22,10 +22,17 @@ from reflexarc.policy.interface import Policy, Task, Tensors
 from reflexarc.policy.processing import Processor
 from reflexarc.training.config import DataConfig, Recipe
 from reflexarc.training.families import build_policy
+from reflexarc.training.feature_memory import FeatureRows
 from reflexarc.training.features import FrameFeatures, feature_key, frame_features
 from reflexarc.training.objective import Objective
-from reflexarc.training.objectives.flow_matching import FlowMatchingObjective
-from reflexarc.training.samples import BatchSource, build_samples, derived_seed, split_episodes
+from reflexarc.training.objectives.making import make_objective
+from reflexarc.training.samples import (
+    BatchSource,
+    SampleTable,
+    build_samples,
+    derived_seed,
+    split_episodes,
+)
 
 
 @dataclass(frozen=True)
@@ -68,20 +75,39 @@ class Preparation:
             self.policy, self.episodes, self.feature_key, cache, progress=progress
         )
 
-    def sources(self, features: FrameFeatures) -> tuple[BatchSource, BatchSource | None]:
-        """Batches of the training episodes, and of the held-out ones where there are any."""
+    def sources(
+        self, features: Mapping[str, FeatureRows], first_rows: Sequence[int]
+    ) -> tuple[BatchSource, BatchSource | None]:
+        """Batches of the training episodes, and of the held-out ones where there are any.
+
+        Args:
+            features: rows of all ``episodes``.
+            first_rows: row of each episode's first frame.
+        """
         count = len(self.train_episodes)
-        rows = features.first_rows
-        train = self._source(self.train_episodes, rows[:count], features)
+        train = self._source(self.train_episodes, first_rows[:count], features)
         if not self.held_out_episodes:
             return train, None
-        return train, self._source(self.held_out_episodes, rows[count:], features)
+        return train, self._source(self.held_out_episodes, first_rows[count:], features)
 
     def _source(
-        self, episodes: list[Episode], first_rows: list[int], features: FrameFeatures
+        self,
+        episodes: Sequence[Episode],
+        first_rows: Sequence[int],
+        features: Mapping[str, FeatureRows],
     ) -> BatchSource:
-        samples = build_samples(episodes, first_rows, self.task_rows, self.processor)
-        return BatchSource(samples, features.arrays, self.task)
+        return BatchSource(self.samples(episodes, first_rows), features, self.task)
+
+    def samples(self, episodes: Sequence[Episode], first_rows: Sequence[int]) -> SampleTable:
+        """The samples of some episodes, whose first frames stand at ``first_rows``."""
+        return build_samples(
+            episodes,
+            first_rows,
+            self.task_rows,
+            self.processor,
+            labels=self.recipe.data.labels,
+            ahead=self.objective.needs_future,
+        )
 
     def provenance(self) -> dict[str, Any]:
         """What a checkpoint says about its origin, beside position and metrics."""
@@ -115,13 +141,15 @@ def prepare(recipe: Recipe, device: torch.device) -> Preparation:
     train, held_out = split_episodes(names, recipe.data.validation_fraction, recipe.data.split_seed)
     train_episodes = [episodes[i] for i in train]
     held_out_episodes = [episodes[i] for i in held_out]
-    statistics = compute_statistics(LiberoDataset(train_episodes), recipe.contract.state_layout)
+    statistics = compute_statistics(
+        LiberoDataset(train_episodes), recipe.contract.state_layout, labels=recipe.data.labels
+    )
     contract = make_contract(recipe, episodes)
     instructions = sorted({episode.instruction for episode in episodes})
     torch.manual_seed(derived_seed(recipe.training.seed, "weights", 0))
     policy = build_policy(recipe, contract, instructions).to(device)
-    gripper = contract.action.gripper
-    objective = FlowMatchingObjective(recipe.objective, gripper.index if gripper else -1)
+    objective = make_objective(recipe, policy, train_episodes[0]).to(device)
+    objective.attach(policy)
     with torch.inference_mode():
         task = policy.embed_task([Task(instruction=text) for text in instructions])
     return Preparation(
@@ -131,7 +159,7 @@ def prepare(recipe: Recipe, device: torch.device) -> Preparation:
         held_out_episodes=held_out_episodes,
         statistics=statistics,
         policy=policy,
-        objective=objective.to(device),
+        objective=objective,
         processor=Processor(contract, statistics),
         task={name: rows.cpu().clone() for name, rows in task.items()},
         task_rows={text: row for row, text in enumerate(instructions)},
@@ -197,6 +225,7 @@ def make_contract(recipe: Recipe, episodes: Sequence[Episode]) -> PolicyContract
         cameras=cameras,
         state=LIBERO_STATES[parts.state_layout],
         action=libero_action(parts.horizon),
+        history=parts.history,
         state_normalization=parts.state_normalization,
         action_normalization=parts.action_normalization,
     )

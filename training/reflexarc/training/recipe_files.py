@@ -6,15 +6,23 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from reflexarc.contract.errors import ConfigError
-from reflexarc.policy.registry import FAMILIES, policy_class
+from reflexarc.policy.registry import known_families, policy_class
 from reflexarc.training.config import Recipe
 from reflexarc.training.config_objectives import OBJECTIVES
+from reflexarc.training.recipe_stages import (
+    select_stage,
+    stage_names,
+    stage_prefixes,
+    without_start,
+)
+
+AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 
 def packaged_recipes() -> list[str]:
@@ -27,32 +35,53 @@ def packaged_recipes() -> list[str]:
     )
 
 
-def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    name_or_path: str,
+    overrides: Sequence[str] = (),
+    *,
+    stage: int | None = None,
+    from_scratch: bool = False,
+) -> Recipe:
     """Read a packaged recipe or a YAML file, apply ``key.path=value`` overrides, validate.
+
+    Args:
+        name_or_path: of the recipe.
+        overrides: applied after the stage was chosen, so without ``stages`` in their keys.
+        stage: number, from 1, of a recipe that holds stages.
+        from_scratch: begin a later stage with random weights, nothing frozen.
 
     Raises:
         ConfigError: no such recipe (nearest names), a key that does not exist (dotted path and
             nearest neighbour), or a value out of range (path and value).
     """
-    values = _read_yaml(name_or_path)
+    written = _read_yaml(name_or_path)
+    for prefix, of_stage, model in stage_prefixes(written):
+        _refuse_unknown_keys(of_stage, model, prefix)
+        _validated(of_stage, model, prefix)
+    values = select_stage(written, stage)
     for override in overrides:
         _apply_override(values, override)
-    return parse_recipe(values)
+    recipe = parse_recipe(values)
+    return without_start(recipe) if from_scratch else recipe
+
+
+def recipe_stages(name_or_path: str) -> list[str]:
+    """Names of a recipe's stages in order; empty where it holds none."""
+    return stage_names(_read_yaml(name_or_path))
 
 
 def parse_recipe(values: Mapping[str, Any]) -> Recipe:
     """Validate a recipe's values; see :func:`load_recipe` for the errors."""
     _refuse_unknown_keys(values, Recipe, "")
-    try:
-        recipe = Recipe.model_validate(values)
-    except ValidationError as error:
-        raise _config_error(error, "") from error
+    recipe = _validated(values, Recipe, "")
     return recipe.model_copy(update={"policy": _complete_policy(recipe)})
 
 
 def recipe_to_yaml(recipe: Recipe) -> str:
     """The whole resolved recipe; :func:`load_recipe` reads it back to an equal one."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    values = recipe.model_dump(mode="json")
+    ordered = {key: values[key] for key in [*Recipe.__annotations__, *values]}
+    return yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True)
 
 
 def recipe_differences(first: Recipe, second: Recipe) -> list[str]:
@@ -117,6 +146,11 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         raise ConfigError(
             f"--set {key}: {text!r} is not a YAML value: {error}", field=key
         ) from error
+    if key.split(".")[0] == "stages":
+        raise ConfigError(
+            f"--set {key}: name the key without its stage; it goes to the one that --stage chooses",
+            field=key,
+        )
     *parents, leaf = key.split(".")
     target = values
     for depth, parent in enumerate(parents):
@@ -131,18 +165,22 @@ def _complete_policy(recipe: Recipe) -> dict[str, Any]:
     """The family's config with every default filled in, as plain values."""
     config_class = _family_config(recipe.family)
     _refuse_unknown_keys(recipe.policy, config_class, "policy.")
+    return _validated(recipe.policy, config_class, "policy.").model_dump(mode="json")
+
+
+def _validated(values: Mapping[str, Any], model: type[AnyModel], prefix: str) -> AnyModel:
     try:
-        config = config_class.model_validate(recipe.policy)
+        return model.model_validate(values)
     except ValidationError as error:
-        raise _config_error(error, "policy.") from error
-    return config.model_dump(mode="json")
+        raise _config_error(error, prefix) from error
 
 
 def _family_config(family: str) -> type[BaseModel]:
-    if family not in FAMILIES:
+    families = known_families()
+    if family not in families:
         raise ConfigError(
-            f"family: {family!r} is unknown{_nearest(family, FAMILIES)} "
-            f"Known families: {', '.join(sorted(FAMILIES))}.",
+            f"family: {family!r} is unknown{_nearest(family, families)} "
+            f"Known families: {', '.join(families)}.",
             field="family",
         )
     return policy_class(family).config_class

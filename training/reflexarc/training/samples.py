@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from reflexarc.data.libero_hdf5 import Episode
+from reflexarc.contract.errors import ConfigError
+from reflexarc.data.libero_hdf5 import Episode, Labels
 from reflexarc.policy.interface import Tensors
 from reflexarc.policy.processing import Processor
+from reflexarc.training.feature_memory import FeatureRows
 from reflexarc.training.objective import Batch
-
-
-def chunk_actions(
-    actions: npt.NDArray[np.floating], steps: npt.NDArray[np.int64], horizon: int, gripper: int
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Chunks ``(F, H, D)`` that start at ``steps (F,)`` of ``actions (T, D)``, and their mask.
-
-    Past the end of the episode a chunk holds zero deltas and the last gripper command, and the
-    mask ``(F, H)`` is False.
-    """
-    padding = np.zeros((horizon, actions.shape[1]))
-    padding[:, gripper] = actions[-1, gripper]
-    padded = np.concatenate([actions, padding])
-    rows = steps[:, None] + np.arange(horizon)
-    return padded[rows], rows < len(actions)
+from reflexarc.training.time_windows import (
+    chunk_actions,
+    frame_rows,
+    future_steps,
+    window_steps,
+    window_valid,
+)
 
 
 def split_episodes(
@@ -53,22 +47,45 @@ def split_episodes(
 
 
 @dataclass(frozen=True)
-class SampleTable:
-    """N samples, everything but the frames' features.
+class FutureTable:
+    """What lies k control steps after each of N samples; see :class:`Batch`.
 
     Attributes:
-        state: ``float32 (N, S)`` normalised.
-        actions: ``float32 (N, H, D)`` normalised; the gripper passes through.
+        state: ``float32 (N, states, S)`` normalised.
+        frame_row: ``int64 (N, frames)``.
+        valid: ``bool (N, T)``.
+        exists: ``bool (N,)``, False past the end of the episode.
+        actions: ``float32 (N, k, D)`` normalised, as executed.
+    """
+
+    state: Tensor
+    frame_row: Tensor
+    valid: Tensor
+    exists: Tensor
+    actions: Tensor
+
+
+@dataclass(frozen=True)
+class SampleTable:
+    """N samples, everything but the frames' features. T is the longer of frames and states.
+
+    Attributes:
+        state: ``float32 (N, states, S)`` normalised, oldest first.
+        actions: ``float32 (N, H, D)`` normalised; the gripper is -1 or +1.
         action_mask: ``bool (N, H)``.
-        frame_row: ``int64 (N,)``, row in the feature store.
+        frame_row: ``int64 (N, frames)``, rows in the feature store, oldest first.
+        valid: ``bool (N, T)``, False where a row of the window is padding.
         task_row: ``int64 (N,)``, row in the tensors of ``embed_task``.
+        future: the same k steps ahead, where it was asked for.
     """
 
     state: Tensor
     actions: Tensor
     action_mask: Tensor
     frame_row: Tensor
+    valid: Tensor
     task_row: Tensor
+    future: FutureTable | None = None
 
     def __len__(self) -> int:
         return len(self.frame_row)
@@ -79,6 +96,9 @@ def build_samples(
     first_frame_rows: Sequence[int],
     task_rows: Mapping[str, int],
     processor: Processor,
+    *,
+    labels: Labels = "executed",
+    ahead: int | None = None,
 ) -> SampleTable:
     """One sample for every rendered frame of ``episodes``.
 
@@ -87,41 +107,89 @@ def build_samples(
         first_frame_rows: row of each episode's first frame in the feature store.
         task_rows: row of each instruction in the tensors of ``embed_task``.
         processor: normalises states and actions as serving does.
+        labels: which actions the chunks hold.
+        ahead: control steps k to the future that the samples hold too.
 
-    Raises DatasetError where an episode's actions or states are wrong.
+    Raises DatasetError where an episode's actions or states are wrong, and ConfigError where an
+    image that a sample needs was not rendered.
     """
-    contract = processor.contract
-    gripper = contract.action.gripper
-    if gripper is None:
-        raise ValueError("samples need a contract whose action has a gripper")
-    states, chunks, masks, frame_rows, tasks = [], [], [], [], []
-    for episode, first_row in zip(episodes, first_frame_rows, strict=True):
-        steps = np.asarray(episode.image_steps, dtype=np.int64)
-        chunk, mask = chunk_actions(
-            episode.actions(), steps, contract.action.horizon, gripper.index
+    samples = [
+        _episode_samples(episode, first_row, task_rows[episode.instruction], processor, labels)
+        for episode, first_row in zip(episodes, first_frame_rows, strict=True)
+    ]
+    state, actions, mask, rows, valid, tasks = map(torch.cat, zip(*samples, strict=True))
+    table = SampleTable(state, actions, mask, rows, valid, tasks)
+    if ahead is None:
+        return table
+    later = [
+        _episode_future(episode, first_row, processor, ahead)
+        for episode, first_row in zip(episodes, first_frame_rows, strict=True)
+    ]
+    future = FutureTable(*map(torch.cat, zip(*later, strict=True)))
+    if not future.exists.any():
+        raise ConfigError(
+            f"objective.horizon is {ahead}, and none of {len(episodes)} episodes is that long",
+            field="objective.horizon",
         )
-        states.append(processor.normalize_state(episode.states(contract.state.layout)[steps]))
-        chunks.append(processor.normalize_actions(chunk))
-        masks.append(torch.from_numpy(mask))
-        frame_rows.append(torch.arange(first_row, first_row + len(steps)))
-        tasks.append(torch.full((len(steps),), task_rows[episode.instruction]))
-    return SampleTable(
-        state=torch.cat(states),
-        actions=torch.cat(chunks),
-        action_mask=torch.cat(masks),
-        frame_row=torch.cat(frame_rows),
-        task_row=torch.cat(tasks),
+    return replace(table, future=future)
+
+
+def _episode_samples(
+    episode: Episode, first_row: int, task_row: int, processor: Processor, labels: Labels
+) -> tuple[Tensor, ...]:
+    """The columns of a :class:`SampleTable` in order, but the future."""
+    steps = np.asarray(episode.image_steps, dtype=np.int64)
+    horizon = processor.contract.action.horizon
+    actions = episode.labelled_actions(labels)
+    chunk, mask = chunk_actions(actions, steps, horizon, _gripper_index(processor))
+    state, frame_row, valid = _windows(episode, steps, first_row, processor)
+    return (
+        state,
+        processor.normalize_actions(chunk),
+        torch.from_numpy(mask),
+        frame_row,
+        valid,
+        torch.full((len(steps),), task_row),
     )
 
 
+def _episode_future(
+    episode: Episode, first_row: int, processor: Processor, ahead: int
+) -> tuple[Tensor, ...]:
+    """The columns of a :class:`FutureTable` in order."""
+    steps = np.asarray(episode.image_steps, dtype=np.int64)
+    later, exists = future_steps(episode, ahead)
+    state, frame_row, valid = _windows(episode, later, first_row, processor)
+    # What was executed made the future, not what an expert would rather have done.
+    taken, _ = chunk_actions(episode.actions(), steps, ahead, _gripper_index(processor))
+    actions = processor.normalize_actions(taken)
+    return state, frame_row, valid, torch.from_numpy(exists), actions
+
+
+def _windows(
+    episode: Episode, steps: npt.NDArray[np.int64], first_row: int, processor: Processor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``state``, ``frame_row`` and ``valid`` of the decisions at ``steps``."""
+    history = processor.contract.history
+    states = processor.normalize_state(episode.states(processor.contract.state.layout))
+    seen = torch.from_numpy(window_steps(steps, history.states, history.stride))
+    rows = frame_rows(episode, window_steps(steps, history.frames, history.stride))
+    valid = window_valid(steps, history.rows, history.stride)
+    return states[seen], torch.from_numpy(first_row + rows), torch.from_numpy(valid)
+
+
+def _gripper_index(processor: Processor) -> int:
+    gripper = processor.contract.action.gripper
+    if gripper is None:
+        raise ValueError("samples need a contract whose action has a gripper")
+    return gripper.index
+
+
 class BatchSource:
-    """Makes batches of samples from memory and the memory-mapped features."""
+    """Makes batches of samples, their features from memory or the disk."""
 
     def __init__(
-        self,
-        samples: SampleTable,
-        features: Mapping[str, npt.NDArray[np.floating]],
-        task: Tensors,
+        self, samples: SampleTable, features: Mapping[str, FeatureRows], task: Tensors
     ) -> None:
         self.samples = samples
         self._features = features
@@ -131,22 +199,44 @@ class BatchSource:
         return len(self.samples)
 
     def batch(self, indices: Tensor) -> Batch:
-        """The samples at ``indices (B,)`` int64 as one batch on the CPU."""
+        """The samples at ``indices (B,)`` int64 as one batch.
+
+        It is on the CPU, but for features that are held on a device.
+        """
         samples = self.samples
-        rows = samples.frame_row[indices].numpy()
-        window = {
-            name: torch.from_numpy(np.asarray(array[rows])).float().unsqueeze(1)
-            for name, array in self._features.items()
-        }
-        window["state"] = samples.state[indices].unsqueeze(1)
         task_rows = samples.task_row[indices]
-        return Batch(
-            window=window,
+        batch = Batch(
+            window=self._window(samples.state[indices], samples.frame_row[indices]),
             task={name: rows_of_task[task_rows] for name, rows_of_task in self._task.items()},
-            valid=torch.ones(len(indices), 1, dtype=torch.bool),
+            valid=samples.valid[indices],
             actions=samples.actions[indices],
             action_mask=samples.action_mask[indices],
         )
+        future = samples.future
+        if future is None:
+            return batch
+        return replace(
+            batch,
+            future=self._window(future.state[indices], future.frame_row[indices]),
+            future_valid=future.valid[indices],
+            future_mask=future.exists[indices],
+            future_actions=future.actions[indices],
+        )
+
+    def _window(self, state: Tensor, frame_row: Tensor) -> Tensors:
+        """Feature rows ``(B, frames, ...)`` float32, pixels uint8, and the states."""
+        wanted = frame_row.flatten()
+        window = {}
+        for name, features in self._features.items():
+            if isinstance(features, Tensor):
+                rows = features.index_select(0, wanted.to(features.device))
+            else:
+                rows = torch.from_numpy(np.asarray(features[wanted.numpy()]))
+            if rows.dtype == torch.float16:
+                rows = rows.float()
+            window[name] = rows.view(*frame_row.shape, *rows.shape[1:])
+        window["state"] = state
+        return window
 
 
 class BatchOrder:

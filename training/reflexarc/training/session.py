@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from reflexarc.contract.errors import ConfigError
 from reflexarc.training.config import Recipe
 from reflexarc.training.estimate import Estimate, check_disk, estimate
+from reflexarc.training.feature_memory import hold_features
 from reflexarc.training.outcome import Outcome, summary_of
 from reflexarc.training.preparation import Preparation, prepare
 from reflexarc.training.recipe_files import load_recipe, recipe_differences, recipe_to_yaml
@@ -76,11 +78,22 @@ def open_run_folder(recipe: Recipe, output: Path, *, resume: bool, fresh: bool) 
     return run
 
 
-def execute(planned: Planned, run: RunFolder, *, progress_bar: bool = True) -> Outcome:
-    """Compute features, train, and write ``summary.json`` when the run is complete."""
+def execute(
+    planned: Planned,
+    run: RunFolder,
+    *,
+    progress_bar: bool = True,
+    log: Callable[[str], None] = lambda line: None,
+) -> Outcome:
+    """Compute features, train, and write ``summary.json`` when the run is complete.
+
+    ``log`` is told what is worth a line.
+    """
     preparation = planned.preparation
     features = preparation.features(planned.feature_cache, progress=progress_bar)
-    train, held_out = preparation.sources(features)
+    held = hold_features(features.arrays, planned.device)
+    log(f"frame features: {features.bytes / 2**20:,.1f} MiB, {held.place}")
+    train, held_out = preparation.sources(held.rows, features.first_rows)
     trainer = Trainer(
         preparation.recipe,
         preparation.policy,

@@ -201,7 +201,7 @@ class Trainer:
                 seed=self.loop.seed,
                 sampling_steps=self.loop.sampling_steps,
             )
-        step, name = self.progress.step, self.loop.best_metric
+        step, name = self.progress.step, self.recipe.best_metric
         refuse_not_finite(metrics, f"in the validation after step {step}")
         self.progress.validation = metrics
         epoch = step / self.order.steps_per_epoch
@@ -221,7 +221,7 @@ class Trainer:
             "training": self.progress.training,
             "validation": self.progress.validation,
             "best_metric": {
-                "name": self.loop.best_metric,
+                "name": self.recipe.best_metric,
                 "value": self.progress.best_metric,
                 "step": self.progress.best_step,
             },

@@ -24,11 +24,12 @@ def validate(
     seed: int,
     sampling_steps: int | None = None,
 ) -> dict[str, float]:
-    """Means over every valid step of the held-out chunks.
+    """Means over what the held-out batches hold, each batch with the objective's ``weight``.
 
-    The losses are those of training; with them come ``action_mae`` and ``action_mse`` of sampled
-    chunks over the continuous dimensions, in the units of the robot's action, and
-    ``gripper_accuracy``. Draws and noise are the same in every call.
+    The losses are those of training; where the action heads are trained there come with them
+    ``action_mae`` and ``action_mse`` of sampled chunks over the continuous dimensions, in the
+    units of the robot's action, and ``gripper_accuracy``. Draws and noise are the same in every
+    call.
     """
     policy.eval()
     objective.eval()
@@ -41,11 +42,15 @@ def validate(
         draws = {n: t.to(policy.device) for n, t in objective.draw(batch, generator).items()}
         batch = batch.to(policy.device)
         losses = {n: float(value) for n, value in objective(policy, batch, draws).items()}
-        steps = float(batch.action_mask.sum())
-        errors = _chunk_errors(policy, batch, processor, generator, sampling_steps)
+        errors = (
+            _chunk_errors(policy, batch, processor, generator, sampling_steps)
+            if objective.trains_actions
+            else {}
+        )
+        terms = objective.weight(batch)
         for name, value in {**losses, **errors}.items():
-            sums[name] += value * steps
-        weight += steps
+            sums[name] += value * terms
+        weight += terms
     return {name: value / max(weight, 1.0) for name, value in sums.items()}
 
 

@@ -1,0 +1,62 @@
+"""Where frame features are read from while training: the device, memory, or the disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reflexarc.training.features import FeatureArray
+
+FeatureRows: TypeAlias = Tensor | FeatureArray
+
+_COMFORTABLE = 0.25
+_MEMORY_INFO = Path("/proc/meminfo")
+_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_USED = Path("/sys/fs/cgroup/memory.current")
+
+
+@dataclass(frozen=True)
+class HeldFeatures:
+    """Features by name, rows first.
+
+    Attributes:
+        rows: tensors where they are held in memory, else the memory-mapped arrays.
+        place: where that is, in words.
+    """
+
+    rows: Mapping[str, FeatureRows]
+    place: str
+
+
+def hold_features(arrays: Mapping[str, FeatureArray], device: torch.device) -> HeldFeatures:
+    """Load features that take less than a quarter of what is free; the device's memory first.
+
+    A page fault a row costs more than a small policy's whole step, and so does a copy to a device.
+    """
+    size = sum(array.nbytes for array in arrays.values())
+    if device.type == "cuda" and size < _COMFORTABLE * torch.cuda.mem_get_info(device)[0]:
+        return HeldFeatures({n: _load(a).to(device) for n, a in arrays.items()}, f"on {device}")
+    if size < _COMFORTABLE * free_memory():
+        return HeldFeatures({n: _load(a) for n, a in arrays.items()}, "in memory")
+    return HeldFeatures(arrays, "on disk, memory-mapped")
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: the system's and its control group's; 0 unknown."""
+    try:
+        lines = _MEMORY_INFO.read_text().splitlines()
+        free = 1024 * next(int(s.split()[1]) for s in lines if s.startswith("MemAvailable:"))
+        limit = _LIMIT.read_text().strip() if _LIMIT.is_file() else "max"
+        return free if limit == "max" else min(free, int(limit) - int(_USED.read_text()))
+    except (OSError, StopIteration, ValueError):  # no Linux: leave it to the page cache
+        return 0
+
+
+def _load(array: FeatureArray) -> Tensor:
+    return torch.from_numpy(np.array(array))

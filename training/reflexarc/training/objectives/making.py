@@ -1,0 +1,61 @@
+"""From a recipe's ``objective`` to the module that computes its losses."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from reflexarc.contract.errors import ConfigError
+from reflexarc.data.libero_hdf5 import Episode
+from reflexarc.policy.interface import Policy, Task
+from reflexarc.training.config import Recipe
+from reflexarc.training.config_objectives import FlowMatchingConfig
+from reflexarc.training.features import embed_episode
+from reflexarc.training.objective import Objective
+from reflexarc.training.objectives.flow_matching import FlowMatchingObjective
+from reflexarc.training.objectives.temporal_jepa import TemporalJEPAObjective
+from reflexarc.training.samples import derived_seed
+
+
+def make_objective(recipe: Recipe, policy: Policy, episode: Episode) -> Objective:
+    """The objective of a recipe, on the CPU; the recipe's seed decides its weights.
+
+    Args:
+        episode: any one; its first frame shows the size of the policy's representation.
+
+    Raises ConfigError when the policy has not what the objective trains.
+    """
+    config = recipe.objective
+    if isinstance(config, FlowMatchingConfig):
+        gripper = policy.contract.action.gripper
+        return FlowMatchingObjective(config, gripper.index if gripper else -1)
+    dimension = representation_dimension(policy, episode)
+    torch.manual_seed(derived_seed(recipe.training.seed, "objective", 0))
+    return TemporalJEPAObjective(
+        config, z_dimension=dimension, action_dimension=policy.contract.action.dimension
+    )
+
+
+@torch.inference_mode()
+def representation_dimension(policy: Policy, episode: Episode) -> int:
+    """K·d of ``policy.representation``, as it comes out for one frame."""
+    representation = getattr(policy, "representation", None)
+    if representation is None:
+        raise ConfigError(
+            f"objective.name temporal_jepa trains a module `representation`, which the family "
+            f"{policy.family} has not",
+            field="objective.name",
+        )
+    policy.eval()
+    device, history = policy.device, policy.contract.history
+    task = policy.embed_task([Task(instruction=episode.instruction)])
+    frame = embed_episode(policy, episode, np.zeros(1, dtype=np.int64))
+    window = {
+        name: rows.to(device).unsqueeze(1).expand(1, history.frames, *rows.shape[1:])
+        for name, rows in frame.items()
+    }
+    state = policy.contract.state.dimension
+    window["state"] = torch.zeros(1, history.states, state, device=device)
+    valid = torch.ones(1, history.rows, dtype=torch.bool, device=device)
+    z = representation(task, window, valid)
+    return int(z[0].numel())
