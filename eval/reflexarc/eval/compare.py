@@ -86,6 +86,12 @@ class Comparison(FrozenModel):
     total: ComparedGroup
     disagreements: tuple[Disagreement, ...]
 
+    @property
+    def same_checkpoint(self) -> bool:
+        """Whether both runs asked one checkpoint (one without fingerprint is never the same)."""
+        fingerprint = self.a.checkpoint_fingerprint
+        return bool(fingerprint) and fingerprint == self.b.checkpoint_fingerprint
+
 
 def compare(a: Path, b: Path, arm: Arm = "policy") -> Comparison:
     """Pair the episodes of two results folders by task and initial state.
@@ -172,7 +178,9 @@ def _warnings(
     for name, mine, other in (("A", episodes_a, episodes_b), ("B", episodes_b, episodes_a)):
         alone = len(mine.keys() - other.keys())
         if alone:
-            found.append(f"{alone} episodes are only in {name} and are left out")
+            verb = "episode is" if alone == 1 else "episodes are"
+            left_out = "is left out" if alone == 1 else "are left out"
+            found.append(f"{alone} {verb} only in {name} and {left_out}")
     return found
 
 

@@ -13,6 +13,7 @@ from reflexarc.contract import PolicyContract
 from reflexarc.contract.errors import ConfigError
 from reflexarc.eval.arms import ARMS, Arm
 from reflexarc.eval.baselines import Demonstration, load_demonstration
+from reflexarc.eval.report_html import write_report_if_possible
 from reflexarc.eval.results import EpisodeKey, EpisodeResult, ResultsLog
 from reflexarc.eval.run_settings import RunSettings
 from reflexarc.eval.runner import EpisodeRunner, RunPlan
@@ -28,7 +29,8 @@ Notify = Callable[[str], None]
 def evaluate(settings: RunSettings, notify: Notify = tqdm.write) -> Summary:
     """Run what is not finished yet in ``settings.output`` and summarise what was asked for.
 
-    Writes ``results.jsonl``, ``videos/*.mp4``, ``summary.json`` and ``summary.md``.
+    Writes ``results.jsonl``, ``videos/*.mp4``, ``summary.json``, ``summary.md`` and
+    ``report.html``.
 
     Raises:
         ServerUnavailableError: the server stayed silent for ``settings.retry_for`` seconds; what
@@ -48,6 +50,7 @@ def evaluate(settings: RunSettings, notify: Notify = tqdm.write) -> Summary:
             results = [result for result in log.results if result.key in set(asked)]
             summary = summarize(results, settings, plan.identity)
             write_summary(summary, settings.output)
+    write_report_if_possible(settings.output, notify)
     return summary
 
 
@@ -79,8 +82,8 @@ def _load_demonstrations(
         return {}
     if settings.demonstrations is None:
         raise ConfigError(
-            f"{_named(needing)} a demonstration of each task: give --demonstrations, or leave it "
-            f"out with --baselines {_without(settings, needing)}",
+            f"{_named(needing)} a demonstration of each task: give --demonstrations, or leave "
+            f"{_them(needing)} out with --baselines {_without(settings, needing)}",
             field="demonstrations",
         )
     return {task.index: load_demonstration(settings.demonstrations, task.name) for task in tasks}
@@ -91,7 +94,8 @@ def _check_other_tasks(settings: RunSettings) -> None:
     if needing and len(settings.tasks) < 2:
         raise ConfigError(
             f"{_named(needing)} another task beside {settings.tasks[0]}: select at least two with "
-            f"--tasks, or leave it out with --baselines {_without(settings, needing)}",
+            f"--tasks, or leave {_them(needing)} out with --baselines "
+            f"{_without(settings, needing)}",
             field="tasks",
         )
 
@@ -118,6 +122,10 @@ def _named(arms: Sequence[Arm]) -> str:
     if len(arms) == 1:
         return f"the baseline {arms[0]} needs"
     return f"the baselines {' and '.join(arms)} need"
+
+
+def _them(arms: Sequence[Arm]) -> str:
+    return "it" if len(arms) == 1 else "them"
 
 
 def _without(settings: RunSettings, arms: Sequence[Arm]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +16,14 @@ from reflexarc.eval.report_html.rendering import (
     Cell,
     Row,
     Table,
+    counted,
+    difference_note,
     limits,
     p_value,
     percent,
     point_limits,
     points,
+    rate_note,
     render,
     write_text,
 )
@@ -84,8 +88,9 @@ def side_name(side: RunSide) -> str:
 def _subtitle(comparison: Comparison) -> str:
     return (
         f"{comparison.a.suite}, arm {ARMS[comparison.arm].title}, "
-        f"{comparison.total.pairs} common episodes over {len(comparison.tasks)} tasks, states "
-        f"{format_indices(comparison.states)}"
+        f"{counted(comparison.total.pairs, 'common episode')} of "
+        f"{counted(len(comparison.tasks), 'task')}, states {format_indices(comparison.states)}; "
+        f"{'one checkpoint' if comparison.same_checkpoint else 'two checkpoints'}"
     )
 
 
@@ -95,14 +100,14 @@ def _cards(comparison: Comparison) -> list[Card]:
         Card(
             side_name(side),
             percent(one.rate),
-            f"{one.successes} of {one.trials} episodes; {limits(one.low, one.high)} (95 %)",
+            rate_note(one.successes, one.trials, one.low, one.high),
         )
         for side, one in ((comparison.a, total.a), (comparison.b, total.b))
     ]
     lead = Card(
         "A minus B",
         f"{points(total.difference)} points",
-        f"{point_limits(total.low, total.high)} (95 %), McNemar p {p_value(total.mcnemar_p)}",
+        difference_note(total.low, total.high, total.mcnemar_p),
     )
     split = Card(
         "solved by one only",
@@ -204,7 +209,7 @@ def markdown(comparison: Comparison) -> str:
     """The tables for a README."""
     lines = [f"### A: {comparison.a.folder}, B: {comparison.b.folder}", "", _subtitle(comparison)]
     if comparison.warnings:
-        lines += ["", "The runs differ in more than their policy:", ""]
+        lines += ["", "Conditions differ:", ""]
         lines += [f"- {line}" for line in comparison.warnings]
     for table in (task_table(comparison), disagreement_table(comparison)):
         if table.rows:
@@ -214,7 +219,7 @@ def markdown(comparison: Comparison) -> str:
 
 def _markdown_table(table: Table) -> list[str]:
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(html.escape(c).replace("|", "\\|") for c in cells) + " |"
 
     return [
         line(table.headers),

@@ -1,7 +1,7 @@
 """Plots as SVG images: each for wide and narrow screens, for paper and dark.
 
-An image cannot read the page's colours, so the page lists four renderings of every plot and the
-browser takes the one that fits (``<picture>``).
+An image cannot read the page's colours, so the page lists four versions of every plot and the
+browser takes the one that fits (``<picture>``). The dark one is the same drawing, recoloured.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reflexarc.eval.report_html.palette import DARK, LIGHT, Theme, look
+from reflexarc.eval.report_html.palette import LIGHT, darkened, look
 
 WIDE_INCHES, NARROW_INCHES = 10.9, 3.75
-Draw = Callable[[Figure, Theme, bool], None]
+Draw = Callable[[Figure, bool], None]
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,12 @@ def interval_plot(
         signed: the axis runs from -100 to 100 with a line at 0, instead of 0 to 100.
     """
 
-    def draw(figure: Figure, theme: Theme, narrow: bool) -> None:
+    def draw(figure: Figure, narrow: bool) -> None:
         axes = figure.subplots()
         spread = 0.62 if len(series) > 1 else 0.0
         for index, one in enumerate(series):
             offset = spread * (index / max(1, len(series) - 1) - 0.5)
-            style = look(theme, index)
+            style = look(index)
             shown = [(y + offset, r) for y, r in enumerate(one.rates) if r is not None]
             estimates = [100 * r.estimate for _, r in shown]
             errors = [
@@ -100,9 +100,9 @@ def interval_plot(
         axes.set_ylim(len(labels) - 0.5, -0.5)
         axes.set_xlim((-100, 100) if signed else (0, 100))
         if signed:
-            axes.axvline(0, color=theme.ink, linewidth=1)
+            axes.axvline(0, color=LIGHT.ink, linewidth=1)
         for y in range(1, len(labels)):
-            axes.axhline(y - 0.5, color=theme.grid, linewidth=0.6)
+            axes.axhline(y - 0.5, color=LIGHT.grid, linewidth=0.6)
         axes.grid(axis="x")
         axes.set_xlabel(x_label)
         _legend(figure, axes, len(series), narrow)
@@ -119,10 +119,10 @@ def share_plot(
     largest = max((max(curve.x) for curve in curves if curve.x), default=1.0)
     right = end if end is not None else largest * 1.04
 
-    def draw(figure: Figure, theme: Theme, narrow: bool) -> None:
+    def draw(figure: Figure, narrow: bool) -> None:
         axes = figure.subplots()
         for index, curve in enumerate(curves):
-            style = look(theme, index)
+            style = look(index)
             values = sorted(curve.x)
             shares = [100 * (n + 1) / curve.total for n in range(len(values))]
             axes.step(
@@ -159,32 +159,33 @@ def _legend(figure: Figure, axes: Axes, count: int, narrow: bool) -> None:
 
 
 def _picture(draw: Draw, alt: str, wide_height: float, narrow_height: float) -> Picture:
-    wide, narrow = (WIDE_INCHES, wide_height), (NARROW_INCHES, narrow_height)
+    wide = _render(draw, (WIDE_INCHES, wide_height), narrow=False)
+    narrow = _render(draw, (NARROW_INCHES, narrow_height), narrow=True)
     return Picture(
         alt=alt,
-        wide_light=_render(draw, LIGHT, wide, narrow=False),
-        wide_dark=_render(draw, DARK, wide, narrow=False),
-        narrow_light=_render(draw, LIGHT, narrow, narrow=True),
-        narrow_dark=_render(draw, DARK, narrow, narrow=True),
+        wide_light=_data_uri(wide),
+        wide_dark=_data_uri(darkened(wide)),
+        narrow_light=_data_uri(narrow),
+        narrow_dark=_data_uri(darkened(narrow)),
     )
 
 
-def _render(draw: Draw, theme: Theme, inches: tuple[float, float], *, narrow: bool) -> str:
-    """An SVG as data URI, the same bytes every time."""
+def _render(draw: Draw, inches: tuple[float, float], *, narrow: bool) -> str:
+    """An SVG for paper, the same text every time."""
     style: dict[Any, Any] = {
         "font.family": "DejaVu Sans",
         "font.size": 8.5 if narrow else 9.5,
-        "text.color": theme.ink,
+        "text.color": LIGHT.ink,
         "text.parse_math": False,  # an instruction may hold a dollar sign
-        "axes.edgecolor": theme.ink,
-        "axes.labelcolor": theme.ink,
+        "axes.edgecolor": LIGHT.ink,
+        "axes.labelcolor": LIGHT.ink,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.axisbelow": True,
-        "xtick.color": theme.ink,
-        "ytick.color": theme.ink,
+        "xtick.color": LIGHT.ink,
+        "ytick.color": LIGHT.ink,
         "ytick.major.size": 0,
-        "grid.color": theme.grid,
+        "grid.color": LIGHT.grid,
         "grid.linewidth": 0.8,
         "svg.fonttype": "path",
         "svg.hashsalt": "reflexarc",
@@ -192,6 +193,10 @@ def _render(draw: Draw, theme: Theme, inches: tuple[float, float], *, narrow: bo
     out = io.StringIO()
     with matplotlib.rc_context(style):
         figure = Figure(figsize=inches, layout="constrained")
-        draw(figure, theme, narrow)
+        draw(figure, narrow)
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(out.getvalue().encode()).decode()
+    return out.getvalue()
+
+
+def _data_uri(svg: str) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()

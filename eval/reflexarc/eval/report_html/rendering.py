@@ -10,6 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 MINUS = "\N{MINUS SIGN}"
+NBSP = "\N{NO-BREAK SPACE}"
 SMALLEST_P = 0.0001
 NOTHING = "\N{EN DASH}"
 
@@ -71,12 +72,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def percent(rate: float) -> str:
-    return f"{100 * rate:.0f} %"
+    return f"{100 * rate:.0f}{NBSP}%"
 
 
 def limits(low: float, high: float) -> str:
     """``72 to 100 %``."""
-    return f"{100 * low:.0f} to {100 * high:.0f} %"
+    return f"{100 * low:.0f} to {100 * high:.0f}{NBSP}%"
 
 
 def points(difference: float) -> str:
@@ -86,7 +87,23 @@ def points(difference: float) -> str:
 
 
 def p_value(p: float) -> str:
-    return f"{p:.2g}" if p >= SMALLEST_P else f"< {SMALLEST_P}"
+    return f"{p:.2g}" if p >= SMALLEST_P else f"<{NBSP}{SMALLEST_P}"
+
+
+def rate_note(successes: int, trials: int, low: float, high: float) -> str:
+    """What stands under a rate that is shown large."""
+    return f"{successes} of {trials} episodes; 95{NBSP}%: {limits(low, high)}"
+
+
+def difference_note(low: float, high: float, p: float) -> str:
+    """What stands under a difference that is shown large."""
+    sign = f"={NBSP}" if p >= SMALLEST_P else ""
+    return f"95{NBSP}%: {point_limits(low, high)}; McNemar p{NBSP}{sign}{p_value(p)}"
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 task``, ``2 tasks``."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
 def point_limits(low: float, high: float) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from reflexarc.eval.arms import ARMS
 from reflexarc.eval.report_html import films, run_episodes, run_tables
 from reflexarc.eval.report_html.figures import Picture
-from reflexarc.eval.report_html.rendering import Card, Table, render, write_text
+from reflexarc.eval.report_html.rendering import Card, Table, counted, render, write_text
 from reflexarc.eval.report_table import format_indices
 from reflexarc.eval.results import EpisodeResult
 from reflexarc.eval.saved_run import read_results, read_summary
@@ -48,24 +48,12 @@ def write_report(folder: Path) -> Path:
     return path
 
 
-def write_report_if_possible(folder: Path, notify: Callable[[str], None]) -> Path | None:
-    """``write_report`` at the end of a run: whatever goes wrong is said, and results stay."""
-    try:
-        return write_report(folder)
-    except Exception as error:  # the results are on disk and matter more than their page
-        notify(
-            f"{folder / REPORT_FILE} was not written ({type(error).__name__}: {error}); results "
-            f"and summary are complete. Try again with: reflexarc eval report {folder}"
-        )
-        return None
-
-
 def run_page(folder: Path, summary: Summary, results: Sequence[EpisodeResult]) -> RunPage:
     shown = _summarised(summary, results)
     groups = run_episodes.film_groups(shown, films.FilmLibrary(folder))
     identity = summary.identity
     return RunPage(
-        title=f"{identity.suite}, {len(summary.tasks)} tasks, states "
+        title=f"{identity.suite}, {counted(len(summary.tasks), 'task')}, states "
         f"{format_indices(summary.states)}",
         subtitle=f"{len(shown)} episodes; checkpoint "
         f"{identity.checkpoint_fingerprint[:12] or 'without fingerprint'}; replan every "

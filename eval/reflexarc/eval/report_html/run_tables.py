@@ -20,11 +20,13 @@ from reflexarc.eval.report_html.rendering import (
     Cell,
     Row,
     Table,
+    difference_note,
     limits,
     p_value,
     percent,
     point_limits,
     points,
+    rate_note,
 )
 from reflexarc.eval.results import EpisodeResult
 from reflexarc.eval.summary import (
@@ -68,7 +70,7 @@ def cards(summary: Summary) -> list[Card]:
         Card(
             f"lead over {ARMS[arm].title}",
             f"{points(one.difference)} points",
-            f"{point_limits(one.low, one.high)} (95 %), McNemar p {p_value(one.mcnemar_p)}",
+            difference_note(one.low, one.high, one.mcnemar_p),
         )
         for arm, one in total.differences.items()
     ]
@@ -86,7 +88,7 @@ def cards(summary: Summary) -> list[Card]:
 
 
 def _rate_card(title: str, one: RateSummary) -> Card:
-    note = f"{one.successes} of {one.trials} episodes; {limits(one.low, one.high)} (95 %)"
+    note = rate_note(one.successes, one.trials, one.low, one.high)
     return Card(title, percent(one.rate), note)
 
 
