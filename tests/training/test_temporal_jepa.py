@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -184,6 +184,7 @@ def test_no_gradient_reaches_the_target_and_all_of_it_reaches_the_online_branch(
     torch.testing.assert_close(objective.target.state_dict(), before, rtol=0, atol=0)
 
 
+@settings(deadline=None)
 @given(
     steps=st.integers(2, 500),
     start=st.floats(0.0, 1.0),
