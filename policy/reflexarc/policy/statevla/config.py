@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from reflexarc.policy.backbones.vision import VisionBackboneConfig
 from reflexarc.policy.interface import PolicyConfig
+
+
+class KeypointsConfig(PolicyConfig):
+    """Learned keypoints in the place of patch tokens; see ``KeypointTokens``.
+
+    Attributes:
+        number: keypoints of a camera.
+        hidden: channels that they look at.
+        tokens: of a camera, among which its keypoints are dealt out.
+    """
+
+    number: int = Field(default=32, ge=1)
+    hidden: int = Field(default=64, ge=1)
+    tokens: int = Field(default=4, ge=1)
+
+    @model_validator(mode="after")
+    def _keypoints_are_dealt_out_evenly(self) -> KeypointsConfig:
+        if self.number % self.tokens:
+            raise ValueError(
+                f"keypoints.number {self.number} is no multiple of keypoints.tokens {self.tokens}"
+            )
+        return self
 
 
 class StateVLAConfig(PolicyConfig):
@@ -17,7 +39,9 @@ class StateVLAConfig(PolicyConfig):
         d_state, d_conv, expand: of the encoder's Mamba blocks.
         latent_tokens: learned tokens at the end of the sequence whose outputs are z.
         vision: frozen vision backbone and pooling.
+        keypoints: learned keypoints instead of a token for every patch; None takes patches.
         language_dimension: of an instruction's embedding.
+        state_frequencies: octaves of sines and cosines beside the state; 0 is the plain state.
         state_hidden: width of the state's two-layer projection.
         policy_layers: Mamba blocks of the flow-matching head.
         policy_d_state: state size of the head's Mamba blocks.
@@ -36,7 +60,9 @@ class StateVLAConfig(PolicyConfig):
     expand: int = Field(default=2, ge=1)
     latent_tokens: int = Field(default=1, ge=1)
     vision: VisionBackboneConfig = VisionBackboneConfig()
+    keypoints: KeypointsConfig | None = None
     language_dimension: int = Field(default=384, ge=1)
+    state_frequencies: int = Field(default=0, ge=0, le=10)
     state_hidden: int = Field(default=256, ge=1)
     policy_layers: int = Field(default=3, ge=1)
     policy_d_state: int = Field(default=64, ge=1)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from reflexarc.policy.interface import Tensors
 from reflexarc.policy.layers.mamba import MambaStack
 from reflexarc.policy.statevla.config import StateVLAConfig
+from reflexarc.policy.statevla.vision_tokens import KeypointTokens, PatchTokens
 
 _EMBEDDING_STD = 0.02
 
@@ -15,12 +18,18 @@ _EMBEDDING_STD = 0.02
 class Tokenizer(nn.Module):
     """Project each modality to ``d_model`` and lay the tokens in a row.
 
-    The order is language, state, one camera's patches after the other, latent tokens. Mamba is
+    The order is language, state, one camera's tokens after the other, latent tokens. Mamba is
     causal: language first conditions how images are read, and latent tokens last see everything.
     """
 
     def __init__(
-        self, config: StateVLAConfig, *, state: int, cameras: int, patches: int, channels: int
+        self,
+        config: StateVLAConfig,
+        *,
+        state: int,
+        cameras: int,
+        grid: tuple[int, int],
+        channels: int,
     ):
         super().__init__()
         d = config.d_model
@@ -29,27 +38,68 @@ class Tokenizer(nn.Module):
         self.language_norm = nn.LayerNorm(config.language_dimension)
         self.language = nn.Linear(config.language_dimension, d)
         self.state = nn.Sequential(
-            nn.Linear(state, config.state_hidden), nn.GELU(), nn.Linear(config.state_hidden, d)
+            FourierFeatures(config.state_frequencies),
+            nn.Linear(state * (1 + 2 * config.state_frequencies), config.state_hidden),
+            nn.GELU(),
+            nn.Linear(config.state_hidden, d),
         )
-        self.vision_norm = nn.LayerNorm(channels)
-        self.vision = nn.Linear(channels, d)
+        self.vision = _vision_tokens(config, cameras=cameras, grid=grid, channels=channels)
         # Modalities: language, state, then the cameras.
         self.modality = nn.Parameter(torch.randn(2 + cameras, d) * _EMBEDDING_STD)
-        self.position = nn.Parameter(torch.randn(cameras, patches, d) * _EMBEDDING_STD)
         self.latent = nn.Parameter(torch.randn(config.latent_tokens, d) * _EMBEDDING_STD)
 
     def forward(self, language: Tensor, state: Tensor, vision: Tensor) -> Tensor:
-        """``(B, E)``, ``(B, S)`` and ``(B, V, P, C)`` to tokens ``(B, 2 + V·P + K, d_model)``."""
-        batch = len(language)
-        patches = self.vision(self.vision_norm(vision)) + self.position
-        patches = patches + self.modality[2:, None]
+        """``(B, E)``, ``(B, S)`` and ``(B, V, P, C)`` to tokens ``(B, 2 + V·N + K, d_model)``.
+
+        N is the number of a camera's tokens.
+        """
+        instruction = self.language(self.language_norm(language))
+        seen = self.vision(vision, instruction) + self.modality[2:, None]
         tokens = [
-            (self.language(self.language_norm(language)) + self.modality[0])[:, None],
+            (instruction + self.modality[0])[:, None],
             (self.state(state) + self.modality[1])[:, None],
-            patches.flatten(1, 2),
-            self.latent.expand(batch, -1, -1),
+            seen.flatten(1, 2),
+            self.latent.expand(len(language), -1, -1),
         ]
         return torch.cat(tokens, dim=1)
+
+
+class FourierFeatures(nn.Module):
+    """``x (..., S)`` beside its sines and cosines at doubling frequencies.
+
+    A network of plain coordinates learns smooth functions of them first, and a hand must change
+    what it does within millimetres (Tancik et al., arXiv 2006.10739). The longest wave spans four
+    standard deviations of the normalised state.
+    """
+
+    def __init__(self, frequencies: int):
+        super().__init__()
+        self.frequencies = frequencies
+
+    def forward(self, x: Tensor) -> Tensor:
+        waves = [x]
+        for octave in range(self.frequencies):
+            angle = x * (math.pi / 2 * 2**octave)
+            waves += [angle.sin(), angle.cos()]
+        return torch.cat(waves, dim=-1)
+
+
+def _vision_tokens(
+    config: StateVLAConfig, *, cameras: int, grid: tuple[int, int], channels: int
+) -> nn.Module:
+    keypoints = config.keypoints
+    if keypoints is None:
+        patches = grid[0] * grid[1]
+        return PatchTokens(config.d_model, cameras=cameras, patches=patches, channels=channels)
+    return KeypointTokens(
+        config.d_model,
+        cameras=cameras,
+        grid=grid,
+        channels=channels,
+        keypoints=keypoints.number,
+        hidden=keypoints.hidden,
+        tokens=keypoints.tokens,
+    )
 
 
 class Encoder(nn.Module):
@@ -82,11 +132,17 @@ class Representation(nn.Module):
     """
 
     def __init__(
-        self, config: StateVLAConfig, *, state: int, cameras: int, patches: int, channels: int
+        self,
+        config: StateVLAConfig,
+        *,
+        state: int,
+        cameras: int,
+        grid: tuple[int, int],
+        channels: int,
     ):
         super().__init__()
         self.tokenizer = Tokenizer(
-            config, state=state, cameras=cameras, patches=patches, channels=channels
+            config, state=state, cameras=cameras, grid=grid, channels=channels
         )
         self.encoder = Encoder(config)
 

@@ -51,14 +51,16 @@ class StateVLA(Policy):
         horizon, gripper = contract.action.horizon, contract.action.gripper
         self.motion_dimensions = contract.action.dimension - (gripper is not None)
         self.sampling = SamplingSpec(
-            noise_shape=(horizon, self.motion_dimensions), default_steps=config.denoising_steps
+            noise_shape=(horizon, self.motion_dimensions),
+            default_steps=config.denoising_steps,
+            supports_prefix=True,
         )
         self.vision: VisionBackbone = build_vision_backbone(config.vision)
         self.representation = Representation(
             config,
             state=contract.state.dimension,
             cameras=len(contract.cameras),
-            patches=_patches(self.vision, contract),
+            grid=_grid(self.vision, contract),
             channels=self.vision.channels,
         )
         self.flow = FlowMatchingHead(config, horizon=horizon, action=self.motion_dimensions)
@@ -119,16 +121,23 @@ class StateVLA(Policy):
     ) -> Tensor:
         if noise is None:
             raise ConfigError(f"StateVLA samples from noise (B, {self.sampling.noise_shape})")
-        if prefix is not None:
-            raise ConfigError("StateVLA accepts no prefix of committed actions")
         start = noise * self.config.noise_scale
-        motion = euler_sample(lambda x, t: self.velocity(context, x, t), start, steps)
+        known = None if prefix is None else self._motion(prefix)
+        motion = euler_sample(lambda x, t: self.velocity(context, x, t), start, steps, known)
         gripper = self.contract.action.gripper
         if gripper is None:
             return motion
         command = torch.where(self.gripper_logits(context) > 0, CLOSED, OPEN).to(motion.dtype)
         before, after = motion[..., : gripper.index], motion[..., gripper.index :]
-        return torch.cat([before, command.unsqueeze(-1), after], dim=-1)
+        chunk = torch.cat([before, command.unsqueeze(-1), after], dim=-1)
+        return chunk if prefix is None else torch.cat([prefix, chunk[:, prefix.shape[1] :]], dim=1)
+
+    def _motion(self, actions: Tensor) -> Tensor:
+        """``(B, P, D)`` without the gripper's column: ``(B, P, A)``."""
+        gripper = self.contract.action.gripper
+        if gripper is None:
+            return actions
+        return torch.cat([actions[..., : gripper.index], actions[..., gripper.index + 1 :]], dim=-1)
 
 
 def _check(config: StateVLAConfig, contract: PolicyContract, language: LanguageEmbeddings) -> None:
@@ -151,8 +160,8 @@ def _check(config: StateVLAConfig, contract: PolicyContract, language: LanguageE
         )
 
 
-def _patches(vision: VisionBackbone, contract: PolicyContract) -> int:
-    """Patches of one image; all cameras must give the same number."""
+def _grid(vision: VisionBackbone, contract: PolicyContract) -> tuple[int, int]:
+    """Rows and columns of one image's patches; all cameras must give the same."""
     sizes = {(camera.height, camera.width) for camera in contract.cameras}
     if len(sizes) != 1:
         raise ConfigError(
@@ -166,4 +175,4 @@ def _patches(vision: VisionBackbone, contract: PolicyContract) -> int:
             f"pixels, pooled by {vision.pool}",
             field="cameras",
         )
-    return rows * columns
+    return rows, columns
