@@ -102,11 +102,13 @@ def _run(settings: OfflineSettings) -> OfflineSummary:
 def _print(summary: OfflineSummary, output: Path) -> None:
     from rich.console import Console
 
+    from reflexarc.eval.offline_plot import write_plot
     from reflexarc.eval.offline_report import rich_tables
 
     console = Console()
     if not console.is_terminal:
         console.width = LOG_COLUMNS  # a log file has no edge
     console.print(rich_tables(summary))
+    write_plot(summary, output / "offline.png")
     typer.echo(f"Results: {output / 'offline.md'}, {output / 'summary.json'}")
     typer.echo(f"Plot:    {output / 'offline.png'}")

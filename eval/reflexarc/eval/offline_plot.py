@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from reflexarc.eval.offline_summary import OfflineSummary
+from reflexarc.eval.offline_summary import OfflineSummary, write_atomically
 from reflexarc.eval.report_html.palette import LIGHT, LINES, MARKERS
 
 _DOTS_PER_INCH = 130
+
+
+def write_plot(summary: OfflineSummary, path: Path) -> None:
+    """Write the picture atomically."""
+    write_atomically(path, plot_png(summary))
 
 
 def plot_png(summary: OfflineSummary) -> bytes:

@@ -142,16 +142,14 @@ def summarize_offline(
 
 
 def write_offline_summary(summary: OfflineSummary, folder: Path) -> None:
-    """Write ``summary.json``, ``offline.md`` and ``offline.png``, each atomically."""
-    from reflexarc.eval.offline_plot import plot_png
+    """Write ``summary.json`` and ``offline.md``, each atomically."""
     from reflexarc.eval.offline_report import markdown
 
-    _write(folder / "summary.json", summary.model_dump_json(indent=2).encode() + b"\n")
-    _write(folder / "offline.md", markdown(summary).encode())
-    _write(folder / "offline.png", plot_png(summary))
+    write_atomically(folder / "summary.json", summary.model_dump_json(indent=2).encode() + b"\n")
+    write_atomically(folder / "offline.md", markdown(summary).encode())
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(content)
     temporary.replace(path)
