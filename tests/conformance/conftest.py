@@ -18,6 +18,7 @@ import pytest
 from reflexarc.contract import pack, unpack
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).parent))  # for the package `policies`
 INSTRUCTION = "pick up the alphabet soup and place it in the basket"
 
 # openpi-client needs numpy < 2 and imports typing_extensions without declaring it.

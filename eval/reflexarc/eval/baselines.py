@@ -76,7 +76,10 @@ class PolicyActions:
         return self._executor.latencies_ms
 
     def next_action(self, step: int) -> Action:
-        return self._executor.next_action(lambda: self._observe(step))
+        return self._executor.next_action(lambda: self._observe(step), self._observe_state)
+
+    def _observe_state(self) -> npt.NDArray[np.float32]:
+        return self._observer.state(self._simulator.observe_state())
 
     def _observe(self, step: int) -> Observation:
         # The executor may observe without asking, to feed a history: requests are counted there.

@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     from reflexarc.eval.libero.simulator import RawObservation, RawState
 
 LIBERO_CAMERAS = ("agentview", "eye_in_hand")
+MAX_RENDER_SIZE = 1024
+"""Pixels a side: above, a frame takes longer to render than a robot has for a step."""
 
 
 class LiberoObserver:
     """Builds observations for one contract.
 
     Raises ContractViolationError at construction, listing everything that the contract asks and
-    LIBERO cannot supply.
+    LIBERO cannot supply. Histories need nothing of the observer: the executor calls it at every
+    step that a later decision sees.
     """
 
     def __init__(self, contract: PolicyContract) -> None:
@@ -48,6 +51,10 @@ class LiberoObserver:
             for camera in self.contract.cameras
         }
 
+    def state(self, raw: RawState) -> npt.NDArray[np.float32]:
+        """``float32 (S,)`` in the contract's layout."""
+        return np.asarray(raw.vector(self.contract.state.layout), dtype=np.float32)
+
     def observation(
         self,
         images: dict[str, npt.NDArray[np.uint8]],
@@ -58,24 +65,24 @@ class LiberoObserver:
         """Observation with the state ``(S,)`` float32; ``identifiers`` are its optional fields."""
         return Observation(
             images=images,
-            state=np.asarray(raw_state.vector(self.contract.state.layout), dtype=np.float32),
+            state=self.state(raw_state),
             instruction=instruction if self.contract.needs_language else None,
             **identifiers,
         )
 
 
 def check_libero_contract(contract: PolicyContract) -> None:
-    """Raise ContractViolationError naming each thing that LIBERO cannot supply or execute."""
+    """Raise ContractViolationError with a line for each thing that LIBERO cannot give or execute."""
     found = [
         *_camera_mismatches(contract),
         *_state_mismatches(contract),
         *_action_mismatches(contract),
-        *_session_mismatches(contract),
+        *_goal_mismatches(contract),
     ]
     if found:
+        lines = [f"  {name}: {what}" for name, what in found]
         raise ContractViolationError(
-            "LIBERO cannot satisfy this policy's contract: "
-            + "; ".join(f"{name}: {what}" for name, what in found),
+            "\n".join(["LIBERO cannot satisfy this policy's contract:", *lines]),
             field=found[0][0],
         )
 
@@ -89,6 +96,9 @@ def _camera_mismatches(contract: PolicyContract) -> list[tuple[str, str]]:
         if camera.source_height != camera.source_width:
             size = f"{camera.source_height}x{camera.source_width}"
             found.append((key, f"LIBERO renders square images, the contract's source is {size}"))
+        if max(camera.source_height, camera.source_width) > MAX_RENDER_SIZE:
+            size = f"{camera.source_height}x{camera.source_width}"
+            found.append((key, f"renders at most {MAX_RENDER_SIZE} pixels a side, asked: {size}"))
     sizes = sorted({camera.source_height for camera in contract.cameras})
     if len(sizes) > 1:
         found.append(("cameras", f"one simulator renders at one size, asked for {sizes}"))
@@ -99,7 +109,7 @@ def _state_mismatches(contract: PolicyContract) -> list[tuple[str, str]]:
     state = contract.state
     if state.layout not in LIBERO_STATES:
         known = ", ".join(LIBERO_STATES)
-        return [("state.layout", f"{state.layout!r} is not supplied; there are {known}")]
+        return [("state.layout", f"LIBERO gives {known}, asked for {state.layout!r}")]
     if state.names != LIBERO_STATES[state.layout].names:
         wanted = LIBERO_STATES[state.layout].names
         return [("state.names", f"the layout {state.layout} is {wanted}, asked for {state.names}")]
@@ -122,12 +132,7 @@ def _action_mismatches(contract: PolicyContract) -> list[tuple[str, str]]:
     ]
 
 
-def _session_mismatches(contract: PolicyContract) -> list[tuple[str, str]]:
-    found = []
-    history = contract.history
-    if history.frames > 1 or history.states > 1:
-        what = f"{history.frames} frames and {history.states} states"
-        found.append(("history", f"this client sends 1 frame and 1 state a request, asked: {what}"))
-    if contract.needs_goal_image:
-        found.append(("needs_goal_image", "LIBERO's tasks come as words, without a goal image"))
-    return found
+def _goal_mismatches(contract: PolicyContract) -> list[tuple[str, str]]:
+    if not contract.needs_goal_image:
+        return []
+    return [("needs_goal_image", "LIBERO's tasks come as words, without a goal image")]
