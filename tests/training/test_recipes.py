@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,7 @@ from reflexarc.training.recipe_files import (
     load_recipe,
     packaged_recipes,
     recipe_differences,
+    recipe_stages,
     recipe_to_yaml,
 )
 
@@ -18,11 +21,71 @@ from reflexarc.training.recipe_files import (
 def test_every_packaged_recipe_loads_and_its_yaml_reads_back_equal(tmp_path: Path) -> None:
     assert {"statevla_tiny", "statevla_pilot_libero_object"} <= set(packaged_recipes())
     for name in packaged_recipes():
-        recipe = load_recipe(name)
-        assert recipe.name == name
-        path = tmp_path / "recipe.yaml"
-        path.write_text(recipe_to_yaml(recipe))
-        assert load_recipe(str(path)) == recipe
+        stages = range(1, len(recipe_stages(name)) + 1)
+        for stage in list(stages) or [None]:
+            recipe = load_recipe(name, stage=stage)
+            assert recipe.name == name
+            path = tmp_path / "recipe.yaml"
+            path.write_text(recipe_to_yaml(recipe))
+            assert load_recipe(str(path), stage=stage) == recipe
+
+
+TEMPORAL = "statevla_temporal_libero_object_small"
+
+
+def test_a_stage_is_a_recipe_of_what_is_shared_and_its_own(tmp_path: Path) -> None:
+    one, two = (load_recipe(TEMPORAL, stage=number) for number in (1, 2))
+    assert (one.objective.name, two.objective.name) == ("temporal_jepa", "flow_matching")
+    assert (one.best_metric, two.best_metric) == ("total", "action_mae")
+    assert two.freeze == ("representation",)
+    assert one.stage and one.stage.name == "representation"
+    assert two.stage and (two.stage.number, two.stage.from_scratch) == (2, False)
+    assert {name: getattr(one, name) for name in ("policy", "contract", "data", "language")} == {
+        name: getattr(two, name) for name in ("policy", "contract", "data", "language")
+    }
+    changed = load_recipe(TEMPORAL, ["training.epochs=3", "objective.horizon=8"], stage=1)
+    assert (changed.training.epochs, changed.objective.horizon) == (3, 8)  # type: ignore[union-attr]
+    scratch = load_recipe(TEMPORAL, stage=2, from_scratch=True)
+    assert scratch.freeze == () and scratch.stage and scratch.stage.from_scratch
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, r"stages 1 \(representation\), 2 \(policy\): choose one with --stage"),
+        ({"stage": 3}, r"has no stage 3, only 1 \(representation\), 2 \(policy\)"),
+        ({"stage": 1, "from_scratch": True}, "starts from random weights here anyway"),
+        ({"stage": 1, "overrides": ["stages.0.freeze=[]"]}, "without its stage"),
+        ({"stage": 2, "overrides": ["objective.horizon=3"]}, r"did you mean 'objective\.name'"),
+        ({"stage": 1, "overrides": ["training.best_metric=flow"]}, "temporal_jepa reports: total"),
+    ],
+)
+def test_a_wrong_stage_is_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(TEMPORAL, **arguments)
+    with pytest.raises(ConfigError, match="no stages, so there is no stage 2"):
+        load_recipe("statevla_tiny", stage=2)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("horizon: 4", "horizn: 4", r"'stages\.representation\.objective\.horizn'.*horizon"),
+        ("freeze: [repr", "freze: [repr", r"'stages\.policy\.freze'.*'stages\.policy\.freeze'"),
+        ("epochs: 30", "epochs: no", r"stages\.policy\.training\.epochs"),
+        ("name: policy", "name: representation", "names of stages must differ"),
+        ("\nstages:", "\nfreeze: []\nstages:", "freeze stands beside stages"),
+        ("  - name: policy", "  - called: policy", "stage 2 must be a map of keys with a name"),
+    ],
+)
+def test_a_fault_in_any_stage_is_found_whichever_is_chosen(
+    tmp_path: Path, before: str, after: str, message: str
+) -> None:
+    packaged = resources.files("reflexarc.training") / "recipes" / f"{TEMPORAL}.yaml"
+    path = tmp_path / "mine.yaml"
+    path.write_text(packaged.read_text().replace(before, after, 1))
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(str(path), stage=1)
 
 
 @pytest.mark.parametrize(

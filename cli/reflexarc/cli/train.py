@@ -40,6 +40,19 @@ def train(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Remove the run that stands in --output.")
     ] = False,
+    stage: Annotated[
+        int | None, typer.Option(min=1, help="Which of the recipe's stages, counted from 1.")
+    ] = None,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(help="Run or checkpoint of the stage before, to start from its weights."),
+    ] = None,
+    from_scratch: Annotated[
+        bool,
+        typer.Option(
+            "--from-scratch", help="Start a later stage from random weights; freeze nothing."
+        ),
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; all cores by default.")
@@ -60,9 +73,11 @@ def train(
     from reflexarc.policy.memory import keep_freed_memory
     from reflexarc.training.recipe_files import load_recipe
     from reflexarc.training.report import plan_table, summary_table
+    from reflexarc.training.run_folder import exclusive
     from reflexarc.training.session import (
         check_run_folder,
         check_space,
+        check_start,
         execute,
         open_run_folder,
         plan,
@@ -74,20 +89,28 @@ def train(
     console = Console()
     keep_freed_memory()
     use_threads(threads)
-    loaded = load_recipe(recipe, set_ or [])
+    loaded = load_recipe(recipe, set_ or [], stage=stage, from_scratch=from_scratch)
     if data:
         paths = tuple(path.absolute() for path in data)
         changed = loaded.data.model_copy(update={"paths": paths})
         loaded = loaded.model_copy(update={"data": changed})
     if not dry_run:
         check_run_folder(loaded, output, resume=resume, fresh=fresh)
-    planned = plan(loaded, output, device=resolve_device(device), feature_cache=feature_cache)
+        check_start(loaded, recipe, output, init_from=init_from, resume=resume)
+    planned = plan(
+        loaded,
+        output,
+        device=resolve_device(device),
+        feature_cache=feature_cache,
+        init_from=init_from,
+    )
     console.print(plan_table(planned.preparation, planned.estimate))
     if dry_run:
         return
     check_space(planned)  # before --fresh removes anything
-    run = open_run_folder(loaded, output, resume=resume, fresh=fresh)
-    outcome = execute(planned, run, log=console.print)
+    with exclusive(output):
+        run = open_run_folder(loaded, output, resume=resume, fresh=fresh)
+        outcome = execute(planned, run, log=console.print)
     console.print(summary_table(outcome, output))
     if outcome.stopped_by is not None:
         console.print(

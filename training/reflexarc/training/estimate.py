@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from reflexarc.contract.errors import ConfigError
+from reflexarc.policy.checkpoint import trained_weights
 from reflexarc.policy.interface import Policy
 from reflexarc.training.features import embed_episode, find_features, stored_dtype
+from reflexarc.training.freezing import set_training_mode
+from reflexarc.training.objective import Objective
 from reflexarc.training.optimization import trained_parameters
 from reflexarc.training.preparation import Preparation
 from reflexarc.training.samples import BatchOrder, BatchSource
@@ -54,15 +57,16 @@ def estimate(preparation: Preparation, output: Path, feature_cache: Path) -> Est
     """Measure on two real frames and one small batch; writes nothing."""
     recipe = preparation.recipe
     policy = preparation.policy
-    trained = sum(p.numel() for p in trained_parameters(policy).values())
-    everything = sum(p.numel() for p in policy.parameters())
+    sizes = _sizes(policy, preparation.objective)
     train = sum(len(episode.image_steps) for episode in preparation.train_episodes)
     held_out = sum(len(episode.image_steps) for episode in preparation.held_out_episodes)
     order = BatchOrder(train, recipe.training.batch_size, recipe.training.seed)
     frame_bytes, activation_bytes = _probe(preparation)
     cached = find_features(feature_cache, preparation.feature_key)
-    averages = trained if recipe.training.ema_decay is not None else 0
-    checkpoint = _FLOAT * (trained * 4 + averages)  # served and raw weights, two moments
+    averages = sizes.trained_policy if recipe.training.ema_decay is not None else 0
+    # What is served, and the objective's own for a probe; the same as they are, and two moments.
+    best = _FLOAT * (sizes.policy + sizes.objective)
+    checkpoint = 2 * best + _FLOAT * (2 * sizes.trained + averages)
     features = frame_bytes * (train + held_out)
     return Estimate(
         train_samples=train,
@@ -70,16 +74,40 @@ def estimate(preparation: Preparation, output: Path, feature_cache: Path) -> Est
         batch_size=order.batch_size,
         steps_per_epoch=order.steps_per_epoch,
         total_steps=recipe.training.steps or (recipe.training.epochs or 0) * order.steps_per_epoch,
-        trained_parameters=trained,
-        frozen_parameters=everything - trained,
+        trained_parameters=sizes.trained,
+        frozen_parameters=sizes.everything - sizes.trained,
         memory=_held_already(policy)
-        + _FLOAT * (3 * trained + averages)
+        + _FLOAT * (3 * sizes.trained + averages)
         + activation_bytes * order.batch_size,
         checkpoint=checkpoint,
         features=features,
         features_cached=cached is not None,
-        disk_needed=2 * checkpoint + _FLOAT * trained + (0 if cached else features),
+        disk_needed=2 * checkpoint + best + (0 if cached else features),
         disk_free=shutil.disk_usage(_existing_parent(output)).free,
+    )
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Numbers of parameters: all, all that is trained, and what a checkpoint's parts hold."""
+
+    everything: int
+    trained: int
+    trained_policy: int
+    policy: int
+    objective: int
+
+
+def _sizes(policy: Policy, objective: Objective) -> _Sizes:
+    """``policy`` leaves out the frozen backbones, which a checkpoint names only."""
+    trained_policy = sum(p.numel() for p in trained_parameters(policy).values())
+    own = sum(tensor.numel() for tensor in objective.state_dict().values())
+    return _Sizes(
+        everything=sum(p.numel() for m in (policy, objective) for p in m.parameters()),
+        trained=trained_policy + sum(p.numel() for p in trained_parameters(objective).values()),
+        trained_policy=trained_policy,
+        policy=sum(tensor.numel() for tensor in trained_weights(policy).values()),
+        objective=own,
     )
 
 
@@ -123,7 +151,7 @@ def _probe(preparation: Preparation) -> tuple[int, int]:
     policy, objective = preparation.policy, preparation.objective
     draws = objective.draw(batch, torch.Generator().manual_seed(0))
     weights = {p.untyped_storage().data_ptr() for p in policy.parameters()}
-    policy.train()
+    set_training_mode(policy, objective, preparation.recipe.freeze)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         losses = objective(
             policy,

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
@@ -19,6 +18,7 @@ from typing import Any, Literal, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 import torch
+from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
@@ -167,7 +167,7 @@ def frame_features(
         policy.eval()
         cache.mkdir(parents=True, exist_ok=True)
         partial = complete.with_name(complete.name + ".partial")
-        with _exclusive(complete.with_name(complete.name + ".lock")):
+        with FileLock(complete.with_name(complete.name + ".lock")):
             if not complete.exists():  # another run may have finished it meanwhile
                 _compute(policy, episodes, counts, partial, batch_size, progress)
                 partial.replace(complete)
@@ -208,22 +208,6 @@ def _compute(
             _flush(partial, arrays, row)
     names = sorted(path.stem for path in partial.glob("*.npy"))
     _write_json(partial / _MANIFEST, {"format": _FORMAT, "names": names, "rows": total})
-
-
-@contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    """Hold a lock file, so that two runs do not compute the same features at once."""
-    try:
-        import fcntl
-    except ImportError:  # Windows has none: two runs at once may then compute twice
-        yield
-        return
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 def _open_arrays(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -35,22 +35,34 @@ def decays(name: str, parameter: Tensor, owner: nn.Module) -> bool:
     return leaf == "weight" or not any(word in leaf.lower() for word in _EMBEDDING_WORDS)
 
 
-def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the trained parameters in two groups, with and without decay."""
-    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+def make_optimizer(
+    module: nn.Module, config: OptimizerConfig, scales: Mapping[str, float] | None = None
+) -> torch.optim.AdamW:
+    """AdamW over the trained parameters, in groups with and without decay.
+
+    ``scales`` maps a module's path to a factor of the learning rate; the longest path counts.
+    A group's factor is its ``scale``: who sets the learning rate multiplies by it.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     owners = dict(module.named_modules())
     for name, parameter in trained_parameters(module).items():
         owner = owners[name.rpartition(".")[0]]
-        groups[0 if decays(name, parameter, owner) else 1].append(parameter)
+        decay = config.weight_decay if decays(name, parameter, owner) else 0.0
+        groups.setdefault((_scale_of(name, scales or {}), decay), []).append(parameter)
     return torch.optim.AdamW(
         [
-            {"params": groups[0], "weight_decay": config.weight_decay},
-            {"params": groups[1], "weight_decay": 0.0},
+            {"params": parameters, "weight_decay": decay, "scale": scale}
+            for (scale, decay), parameters in groups.items()
         ],
         lr=config.learning_rate,
         betas=config.betas,
         eps=config.epsilon,
     )
+
+
+def _scale_of(name: str, scales: Mapping[str, float]) -> float:
+    inside = [path for path in scales if name == path or name.startswith(f"{path}.")]
+    return scales[max(inside, key=len)] if inside else 1.0
 
 
 class AveragedWeights:
@@ -62,23 +74,21 @@ class AveragedWeights:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
-        self._module = module
-        self.values = {n: p.detach().clone() for n, p in trained_parameters(module).items()}
+        # Which parameters are trained is settled by now; asking the module in every step is slow.
+        self._parameters = trained_parameters(module)
+        self.values = {n: p.detach().clone() for n, p in self._parameters.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move towards the module's weights after optimiser step ``step`` (from 1)."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        parameters = trained_parameters(self._module)
-        torch._foreach_lerp_(
-            list(self.values.values()), [p.detach() for p in parameters.values()], weight
-        )
+        live = [parameter.detach() for parameter in self._parameters.values()]
+        torch._foreach_lerp_(list(self.values.values()), live, weight)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within the block the module holds the averaged weights."""
-        parameters = trained_parameters(self._module)
-        trained = {name: p.detach().clone() for name, p in parameters.items()}
+        trained = {name: p.detach().clone() for name, p in self._parameters.items()}
         self._assign(self.values)
         try:
             yield
@@ -87,5 +97,5 @@ class AveragedWeights:
 
     @torch.no_grad()
     def _assign(self, values: dict[str, Tensor]) -> None:
-        for name, parameter in trained_parameters(self._module).items():
+        for name, parameter in self._parameters.items():
             parameter.copy_(values[name])

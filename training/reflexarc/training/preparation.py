@@ -18,12 +18,14 @@ from reflexarc.contract.errors import ConfigError, DatasetError
 from reflexarc.contract.policy_contract import LIBERO_STATES, libero_action
 from reflexarc.data.libero_hdf5 import Episode, LiberoDataset, open_libero
 from reflexarc.data.statistics import compute_statistics
+from reflexarc.policy.checkpoint import LoadedPolicy
 from reflexarc.policy.interface import Policy, Task, Tensors
 from reflexarc.policy.processing import Processor
 from reflexarc.training.config import DataConfig, Recipe
 from reflexarc.training.families import build_policy
 from reflexarc.training.feature_memory import FeatureRows
 from reflexarc.training.features import FrameFeatures, feature_key, frame_features
+from reflexarc.training.freezing import freeze_modules, module_at
 from reflexarc.training.objective import Objective
 from reflexarc.training.objectives.making import make_objective
 from reflexarc.training.samples import (
@@ -33,6 +35,7 @@ from reflexarc.training.samples import (
     derived_seed,
     split_episodes,
 )
+from reflexarc.training.starting_weights import check_fits, load_start, origin_of
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Preparation:
         train_episodes, held_out_episodes: a seeded split by episode.
         task: rows of ``embed_task``, one an instruction, on the CPU.
         task_rows: instruction to its row in ``task``.
+        origin: the checkpoint that the weights come from, None where they are random.
     """
 
     recipe: Recipe
@@ -55,6 +59,7 @@ class Preparation:
     processor: Processor
     task: Tensors
     task_rows: dict[str, int]
+    origin: dict[str, Any] | None = None
 
     @property
     def contract(self) -> PolicyContract:
@@ -115,6 +120,9 @@ class Preparation:
             # Where the files lay is a fact of one machine; the fingerprint says which they were.
             "recipe": self.recipe.model_dump(mode="json", exclude={"data": {"paths"}}),
             "seed": self.recipe.training.seed,
+            "init_from": self.origin,
+            # False after a stage that only learnt to represent: its chunks mean nothing.
+            "action_heads_trained": self.objective.trains_actions,
             "dataset": {
                 "fingerprint": self.dataset_fingerprint,
                 "tasks": sorted({e.task_name for e in self.episodes}),
@@ -128,12 +136,20 @@ class Preparation:
         }
 
 
-def prepare(recipe: Recipe, device: torch.device) -> Preparation:
+def prepare(
+    recipe: Recipe, device: torch.device, *, start: LoadedPolicy | None = None
+) -> Preparation:
     """Open the data, split it, compute statistics, and build the policy with seeded weights.
+
+    Args:
+        recipe: of one stage.
+        device: of policy and objective.
+        start: the checkpoint whose weights take the place of the seeded ones.
 
     Raises:
         DatasetError: the files are not there or not what they claim to be.
-        ConfigError: the recipe asks for a task or size that the data does not have.
+        ConfigError: the recipe asks for a task or size that the data does not have, or ``start``
+            is not what this recipe starts from.
     """
     dataset = open_dataset(recipe.data)
     episodes = _limit(dataset.episodes, recipe.data.episodes_per_task)
@@ -147,9 +163,16 @@ def prepare(recipe: Recipe, device: torch.device) -> Preparation:
     contract = make_contract(recipe, episodes)
     instructions = sorted({episode.instruction for episode in episodes})
     torch.manual_seed(derived_seed(recipe.training.seed, "weights", 0))
-    policy = build_policy(recipe, contract, instructions).to(device)
+    policy = build_policy(recipe, contract, instructions)
+    if start is not None:
+        check_fits(recipe, start, policy, statistics)
+        load_start(policy, start)
+    policy = policy.to(device)
     objective = make_objective(recipe, policy, train_episodes[0]).to(device)
-    objective.attach(policy)
+    objective.attach(policy)  # before freezing, which a copy would inherit
+    for path in recipe.learning_rate_scale:
+        module_at(policy, path, "learning_rate_scale")
+    freeze_modules(policy, recipe.freeze)
     with torch.inference_mode():
         task = policy.embed_task([Task(instruction=text) for text in instructions])
     return Preparation(
@@ -162,6 +185,7 @@ def prepare(recipe: Recipe, device: torch.device) -> Preparation:
         objective=objective,
         processor=Processor(contract, statistics),
         task={name: rows.cpu().clone() for name, rows in task.items()},
+        origin=None if start is None else origin_of(start),
         task_rows={text: row for row, text in enumerate(instructions)},
     )
 

@@ -86,7 +86,12 @@ def recipe_to_yaml(recipe: Recipe) -> str:
 
 def recipe_differences(first: Recipe, second: Recipe) -> list[str]:
     """Dotted keys whose values differ, each with both values."""
-    one, two = (_flatten(recipe.model_dump(mode="json"), "") for recipe in (first, second))
+    return value_differences(first.model_dump(mode="json"), second.model_dump(mode="json"))
+
+
+def value_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Dotted keys of nested maps whose values differ, each with both values."""
+    one, two = _flatten(first, ""), _flatten(second, "")
     return [
         f"{key}: {one.get(key)!r} -> {two.get(key)!r}"
         for key in sorted(one.keys() | two.keys())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
+from reflexarc.training.config import StageInfo
 from reflexarc.training.estimate import Estimate
 from reflexarc.training.outcome import Outcome
 from reflexarc.training.preparation import Preparation
@@ -16,7 +19,10 @@ def plan_table(preparation: Preparation, found: Estimate) -> Table:
     recipe = preparation.recipe
     tasks = sorted({episode.task_name for episode in preparation.episodes})
     table = _table(f"plan of {recipe.name}")
+    stage = recipe.stage
     rows = {
+        **({} if stage is None else {"stage": _stage(stage, preparation.origin)}),
+        **({"frozen modules": ", ".join(recipe.freeze)} if recipe.freeze else {}),
         "tasks": "\n".join(tasks),
         "episodes": f"{len(preparation.train_episodes)} to train on, "
         f"{len(preparation.held_out_episodes)} held out",
@@ -36,6 +42,18 @@ def plan_table(preparation: Preparation, found: Estimate) -> Table:
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _stage(stage: StageInfo, origin: Mapping[str, Any] | None) -> str:
+    if stage.from_scratch:
+        begins = "from random weights, nothing frozen"
+    elif origin is not None:
+        begins = (
+            f"from {origin['fingerprint'][:12]}…, step {origin['step']} of stage {stage.number - 1}"
+        )
+    else:
+        begins = "from random weights" if stage.number == 1 else "from no weights yet"
+    return f"{stage.number} of {len(stage.names)} ({stage.name}), {begins}"
 
 
 def summary_table(outcome: Outcome, output: Path) -> Table:

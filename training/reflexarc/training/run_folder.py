@@ -5,20 +5,42 @@ metrics.jsonl          one line a log interval and a validation
 checkpoints/step_…/    checkpoints; only the newest holds ``training_state/``
 last, best             one line each: the path of a checkpoint, relative to the run's folder
 summary.json           written when the run is complete
+run.lock               held by the process that trains here
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from reflexarc.contract.errors import ConfigError
 
 TRAINING_STATE = "training_state"
 _POINTERS = ("last", "best")
+
+
+@contextmanager
+def exclusive(output: Path) -> Iterator[None]:
+    """Within the block no other process trains in this folder, which is made when it is absent.
+
+    Raises ConfigError when another one does. A killed process holds no lock.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(output / "run.lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise ConfigError(
+            f"another 'reflexarc train' is writing to {output}; wait for it, stop it, or name "
+            "another --output",
+            field="output",
+        ) from error
 
 
 class RunFolder:

@@ -18,6 +18,7 @@ from reflexarc.training.outcome import Outcome, summary_of
 from reflexarc.training.preparation import Preparation, prepare
 from reflexarc.training.recipe_files import load_recipe, recipe_differences, recipe_to_yaml
 from reflexarc.training.run_folder import RunFolder, write_text
+from reflexarc.training.starting_weights import check_stage, open_start, required_start
 from reflexarc.training.trainer import Trainer
 
 
@@ -33,12 +34,52 @@ class Planned:
 
 
 def plan(
-    recipe: Recipe, output: Path, *, device: torch.device, feature_cache: Path | None = None
+    recipe: Recipe,
+    output: Path,
+    *,
+    device: torch.device,
+    feature_cache: Path | None = None,
+    init_from: Path | None = None,
 ) -> Planned:
-    """Open the data, build the policy, and estimate the cost; writes nothing."""
+    """Open the data, build the policy, and estimate the cost; writes nothing.
+
+    ``init_from`` is the run or the checkpoint that a later stage takes its weights from. Without
+    it they are random: enough for a plan, and for a run that has checkpoints of its own.
+    """
     cache = feature_cache or output.absolute().parent / "feature_cache"
-    preparation = prepare(recipe, device)
+    start = None
+    if init_from is not None:
+        start = open_start(init_from)
+        check_stage(recipe, start)
+    preparation = prepare(recipe, device, start=start)
     return Planned(preparation, estimate(preparation, output, cache), output, cache, device)
+
+
+def check_start(
+    recipe: Recipe, shown_name: str, output: Path, *, init_from: Path | None, resume: bool
+) -> None:
+    """Raise ConfigError when a later stage has no weights to start from, or another has some.
+
+    Args:
+        recipe: of one stage.
+        shown_name: how the user named it, for the command in the message.
+        output: a run that is resumed has its own weights.
+        init_from, resume: as given.
+    """
+    stage = recipe.stage
+    if stage is None or stage.number == 1 or stage.from_scratch:
+        if init_from is not None:
+            raise ConfigError(
+                "--init-from is for a stage that starts from the one before; "
+                + ("leave out one of it and --from-scratch"
+                   if stage is not None and stage.from_scratch
+                   else f"{recipe.name} starts here from random weights"),
+                field="init_from",
+            )  # fmt: skip
+        return
+    resumes = resume and RunFolder(output).pointed("last") is not None
+    if init_from is None and not resumes:
+        raise required_start(recipe, shown_name)
 
 
 def check_run_folder(recipe: Recipe, output: Path, *, resume: bool, fresh: bool) -> None:
@@ -68,12 +109,15 @@ def check_space(planned: Planned) -> None:
 
 
 def open_run_folder(recipe: Recipe, output: Path, *, resume: bool, fresh: bool) -> RunFolder:
-    """The run's folder, ready to train in; see :func:`check_run_folder` for the errors."""
+    """The run's folder, ready to train in; see :func:`check_run_folder` for the errors.
+
+    Whoever shares the folder with other processes holds :func:`exclusive` around this and the run.
+    """
     check_run_folder(recipe, output, resume=resume, fresh=fresh)
     run = RunFolder(output)
     if fresh:
         run.clear()
-    output.mkdir(parents=True, exist_ok=True)
+    run.path.mkdir(parents=True, exist_ok=True)
     write_text(run.recipe, recipe_to_yaml(recipe))
     return run
 
@@ -106,7 +150,8 @@ def execute(
         run,
         progress_bar=progress_bar,
     )
-    trainer.resume()
+    if trainer.resume():
+        log(f"resuming at step {trainer.progress.step}")
     outcome = trainer.train()
     # A run that was complete before is left as it stands.
     if outcome.stopped_by is None and not (outcome.steps_run == 0 and run.summary.is_file()):

@@ -7,12 +7,9 @@ and resumed ends with the same weights as one that was not (on CPU, with the sam
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from types import FrameType
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -21,23 +18,21 @@ from tqdm import tqdm
 
 from reflexarc.contract import NormalizationStatistics
 from reflexarc.contract.errors import ConfigError
-from reflexarc.policy.checkpoint import save_checkpoint
 from reflexarc.policy.interface import Policy
 from reflexarc.policy.processing import Processor
 from reflexarc.training.config import Recipe
+from reflexarc.training.freezing import set_training_mode
 from reflexarc.training.metrics import Interval, refuse_not_finite
 from reflexarc.training.objective import Objective
-from reflexarc.training.optimization import AveragedWeights, make_optimizer
+from reflexarc.training.optimization import AveragedWeights, make_optimizer, trained_parameters
 from reflexarc.training.outcome import Outcome
 from reflexarc.training.run_folder import RunFolder
 from reflexarc.training.samples import BatchOrder, BatchSource, derived_seed, seeded_generator
+from reflexarc.training.saving import save_training_checkpoint
 from reflexarc.training.schedule import learning_rate_factor
-from reflexarc.training.training_state import (
-    Progress,
-    load_training_state,
-    training_tensors,
-    write_training_state,
-)
+from reflexarc.training.starting_weights import kept_origin
+from reflexarc.training.stopping import StopRequest
+from reflexarc.training.training_state import Progress, load_training_state, training_tensors
 from reflexarc.training.validation import validate
 
 
@@ -46,7 +41,8 @@ class Trainer:
 
     Args:
         recipe: decides everything.
-        policy, objective: on their device already.
+        policy, objective: on their device already, what the recipe freezes frozen, the
+            objective attached.
         train, held_out: batches; without ``held_out`` nothing is validated.
         processor, statistics: of the checkpoint.
         provenance: what every checkpoint says beside position and metrics.
@@ -74,20 +70,22 @@ class Trainer:
         self.processor, self.statistics = processor, statistics
         self.provenance, self.run = provenance, run
         self.modules = nn.ModuleDict({"policy": policy, "objective": objective})
-        self.optimizer = make_optimizer(self.modules, recipe.optimizer)
+        scales = {f"policy.{path}": f for path, f in recipe.learning_rate_scale.items()}
+        self.optimizer = make_optimizer(self.modules, recipe.optimizer, scales)
+        self._trained = list(trained_parameters(self.modules).values())
         decay = self.loop.ema_decay
         self.averaged = None if decay is None else AveragedWeights(policy, decay)
         self.order = BatchOrder(len(train), self.loop.batch_size, self.loop.seed)
         self.total_steps = self.loop.steps or (self.loop.epochs or 0) * self.order.steps_per_epoch
         self.progress = Progress(statistics.dataset_fingerprint)
         self._interval = Interval()
-        self._stop: signal.Signals | None = None
+        self._stop = StopRequest()
         self._show = progress_bar
 
     def resume(self) -> bool:
         """Continue where ``last`` stands; False when there is no checkpoint yet.
 
-        Raises ConfigError when that run saw other demonstrations.
+        Raises ConfigError when that run saw other demonstrations or began with other weights.
         """
         last = self.run.pointed("last")
         if last is None:
@@ -101,6 +99,8 @@ class Trainer:
                 "resumed with these. Give the same --data, or --fresh",
                 field="data.paths",
             )
+        origin = kept_origin(last, self.provenance.get("init_from"))
+        self.provenance = {**self.provenance, "init_from": origin}
         if self.progress.best_step is not None:
             # A kill may have come between the two pointers.
             self.run.point("best", self.run.checkpoint(self.progress.best_step))
@@ -116,7 +116,8 @@ class Trainer:
         began, step_began_with = time.monotonic(), self.progress.seconds
         first = self.progress.step
         seen = 0
-        with self._signals(), self._bar() as bar:
+        self._training_mode()
+        with self._stop.listening(), self._bar() as bar:
             for step in range(first, self.total_steps):
                 seen += self._step(step)
                 self.progress.step = step + 1
@@ -134,17 +135,16 @@ class Trainer:
         draws = self.objective.draw(batch, generator)
         device = self.policy.device
         batch, draws = batch.to(device), {n: t.to(device) for n, t in draws.items()}
-        factor = learning_rate_factor(self.recipe.schedule, step, self.total_steps)
+        factor = self._factor(step)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.optimizer.learning_rate * factor
-        self.modules.train()
+            group["lr"] = self.recipe.optimizer.learning_rate * factor * group["scale"]
         torch.manual_seed(derived_seed(self.loop.seed, "dropout", step))
         with self._autocast():
             losses = self.objective(self.policy, batch, draws)
         self.optimizer.zero_grad(set_to_none=True)
         losses["total"].backward()
         clip = self.recipe.optimizer.gradient_clip
-        norm = nn.utils.clip_grad_norm_(self.modules.parameters(), clip or math.inf)
+        norm = nn.utils.clip_grad_norm_(self._trained, clip or math.inf)
         self.optimizer.step()
         self.objective.after_optimizer_step(self.policy, step, self.total_steps)
         if self.averaged is not None:
@@ -152,10 +152,16 @@ class Trainer:
         self._interval.add({**losses, "gradient_norm": norm}, batch.size)
         return batch.size
 
+    def _factor(self, step: int) -> float:
+        return learning_rate_factor(self.recipe.schedule, step, self.total_steps)
+
+    def _training_mode(self) -> None:
+        set_training_mode(self.policy, self.objective, self.recipe.freeze)
+
     def _after_step(self, bar: tqdm[Any]) -> bool:
         """Log, validate and save what is due; True when the run was asked to stop."""
         # Read once: a signal may come at any moment, and a stop must have been saved.
-        stops = self._stop is not None
+        stops = self._stop.by is not None
         step, ends = self.progress.step, self.progress.step == self.total_steps
         validates = ends or self._due(self.loop.validate_every)
         saves = ends or stops or self._due(self.loop.checkpoint_every)
@@ -181,7 +187,8 @@ class Trainer:
                 "kind": "train",
                 "step": self.progress.step,
                 "epoch": self.progress.step / self.order.steps_per_epoch,
-                "learning_rate": self.optimizer.param_groups[0]["lr"],
+                "learning_rate": self.recipe.optimizer.learning_rate
+                * self._factor(self.progress.step - 1),
                 "samples_per_second": speed,
                 **means,
             }
@@ -201,6 +208,7 @@ class Trainer:
                 seed=self.loop.seed,
                 sampling_steps=self.loop.sampling_steps,
             )
+        self._training_mode()
         step, name = self.progress.step, self.recipe.best_metric
         refuse_not_finite(metrics, f"in the validation after step {step}")
         self.progress.validation = metrics
@@ -229,14 +237,14 @@ class Trainer:
         }
         tensors = training_tensors(self.modules, self.optimizer, self.averaged)
         with self._served_weights():
-            save_checkpoint(
+            save_training_checkpoint(
                 folder,
                 self.policy,
+                self.objective,
                 self.statistics,
                 {**self.provenance, **position},
-                write_also=lambda unfinished: write_training_state(
-                    unfinished, tensors, self.progress
-                ),
+                tensors,
+                self.progress,
             )
         self.run.point("last", folder)
         if best:
@@ -261,26 +269,6 @@ class Trainer:
             disable=not self._show,
         )
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Within the block SIGINT and SIGTERM ask for a stop after the current step."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def ask_to_stop(number: int, frame: FrameType | None) -> None:
-            self._stop = signal.Signals(number)
-
-        before: list[tuple[signal.Signals, Callable[..., Any] | int | None]] = [
-            (number, signal.signal(number, ask_to_stop))
-            for number in (signal.SIGINT, signal.SIGTERM)
-        ]
-        try:
-            yield
-        finally:
-            for number, handler in before:
-                signal.signal(number, handler)
-
     def _outcome(self, steps_run: int, samples_per_second: float) -> Outcome:
         return Outcome(
             progress=self.progress,
@@ -290,5 +278,5 @@ class Trainer:
             samples_per_second=samples_per_second,
             last=self.run.pointed("last"),
             best=self.run.pointed("best"),
-            stopped_by=self._stop if self.progress.step < self.total_steps else None,
+            stopped_by=self._stop.by if self.progress.step < self.total_steps else None,
         )

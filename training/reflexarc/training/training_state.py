@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from reflexarc.contract.errors import CheckpointError
+from reflexarc.policy.interface import Policy
 from reflexarc.training.metrics import Metrics
 from reflexarc.training.optimization import AveragedWeights, trained_parameters
 from reflexarc.training.run_folder import TRAINING_STATE
@@ -103,14 +105,18 @@ def _collect(
     modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, averaged: AveragedWeights | None
 ) -> dict[str, Tensor]:
     """Every tensor of the state by name, the live ones, so that loading copies into them."""
-    tensors: dict[str, Tensor] = {}
+    # All weights but the backbones' that the checkpoint names: trained, frozen in this stage, and
+    # those that only move, an objective's target network.
+    policy = cast(Policy, modules["policy"])
+    backbones = tuple(f"policy.{path}." for path in policy.frozen_backbones())
+    tensors = {
+        f"weight/{name}": value
+        for name, value in modules.state_dict().items()
+        if not name.startswith(backbones)
+    }
     for name, parameter in trained_parameters(modules).items():
-        tensors[f"weight/{name}"] = parameter.data
         for moment, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{moment}/{name}"] = value
-    # Tensors that are not trained but move: an objective's target network.
-    for name, value in modules["objective"].state_dict().items():
-        tensors.setdefault(f"weight/objective.{name}", value)
     for name, value in (averaged.values if averaged else {}).items():
         tensors[f"average/{name}"] = value
     return tensors
