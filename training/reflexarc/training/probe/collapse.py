@@ -10,6 +10,7 @@ from reflexarc.training.probe.ridge import Floats
 
 _PAIRS = 20_000
 _DEAD = 1e-2
+_ROUNDING = 1e-6  # of fp32, in which z is computed
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,16 @@ class Collapse:
 def measure_collapse(z: Floats, *, seed: int = 0) -> Collapse:
     """``z (n, D)`` with at least two rows."""
     z = np.asarray(z, dtype=np.float64)
-    centred = z - z.mean(0)
     deviations = z.std(0)
+    constant = deviations <= _ROUNDING * np.abs(z).max()
+    centred = np.where(constant, 0.0, z - z.mean(0))
     median = float(np.median(deviations))
     return Collapse(
         dimensions=z.shape[1],
         std_min=float(deviations.min()),
         std_median=median,
         std_max=float(deviations.max()),
-        dead_dimensions=int((deviations <= _DEAD * median).sum()),
+        dead_dimensions=int((constant | (deviations <= _DEAD * median)).sum()),
         rankme=effective_rank(z),
         effective_rank=effective_rank(centred),
         mean_cosine=mean_cosine(z, seed=seed),
