@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from reflexarc.contract.errors import ConfigError
 from reflexarc.contract.images import prepare_image
@@ -195,8 +197,21 @@ def test_both_goals_are_summarised_and_the_original_one_is_compared(tmp_path: Pa
     assert "| other instruction | goal named instead |" in text
     assert "| all tasks | 6/6 [61, 100] | 0/6 [0, 39] | 2/6 [10, 70] | 4/4 [51, 100] |" in text
     assert "exact McNemar p against other instruction" in text
-    assert rich_table(summary)
     assert Summary.model_validate_json(summary.model_dump_json()) == summary
+
+
+def test_the_table_of_all_arms_fits_a_terminal(tmp_path: Path) -> None:
+    arms = {"named_success": True, "success": False}
+    results = [
+        episode(task, 40, arm, **(arms if arm == "other_instruction" else {}))
+        for task in (1, 4, 8)
+        for arm in ARMS
+    ]
+    console = Console(width=80, file=io.StringIO(), color_system=None)
+    console.print(rich_table(summarize(results, settings(tmp_path, baselines=BASELINES), IDENTITY)))
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert "do 1" in text and "[44, 100]" in text and "instruction" in text
 
 
 def test_each_pair_of_tasks_counts_with_other_task_all(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -10,18 +13,38 @@ from reflexarc.eval.arms import ARMS, Arm
 from reflexarc.eval.summary import DifferenceSummary, GroupSummary, RateSummary, Summary
 
 
-def rich_table(summary: Summary) -> Table:
-    """The summary as a table that fits 80 columns; the total stands last, under a rule."""
+def rich_table(summary: Summary) -> RenderableType:
+    """The summary as a table that fits 80 columns; the total stands last, under a rule.
+
+    With more than two baselines rates and differences are two tables.
+    """
     headers, rows = table_rows(summary)
+    title, caption = _title(summary), _caption(summary)
+    differences = [i for i, header in enumerate(headers) if header.startswith("over ")]
+    if len(differences) <= 2:
+        return _table(headers, rows, title, caption)
+    rates = range(differences[0])
+    others = (0, *range(differences[0], len(headers)))
+    parts = [
+        ([headers[i] for i in c], [[row[i] for i in c] for row in rows]) for c in (rates, others)
+    ]
+    return Group(
+        _table(*parts[0], title, None), _table(*parts[1], "the policy's lead over", caption)
+    )
+
+
+def _table(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], title: str, caption: str | None
+) -> Table:
     table = Table(
-        title=_title(summary),
-        caption=_caption(summary),
+        title=title,
+        caption=caption,
         caption_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 0, 0, 1),
         pad_edge=False,
     )
-    table.add_column(headers[0], overflow="fold")
+    table.add_column(headers[0], overflow="fold", min_width=12)
     for header in headers[1:]:
         # The interval goes under its estimate, to keep columns narrow.
         table.add_column(header.replace(" ", "\n"), justify="right", no_wrap=True)
