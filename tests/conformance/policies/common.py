@@ -77,7 +77,7 @@ class TinyPolicy(Policy):
 
 
 class ActionDecoder(nn.Module):
-    """Learned or noisy queries ``(B, H, D)`` attend to a context ``(B, L, WIDTH)``."""
+    """Learned or noisy queries ``(B, H, D)`` attend to each other and to ``(B, L, WIDTH)``."""
 
     def __init__(self, horizon: int, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -90,10 +90,16 @@ class ActionDecoder(nn.Module):
     def forward(
         self, context: Tensor, x: Tensor, t: Tensor, ignore: Tensor | None = None
     ) -> Tensor:
-        """``ignore (B, L)`` is True on tokens that are padding."""
+        """``ignore (B, L)`` is True on tokens that are padding.
+
+        Actions attend to each other too: else a prefix could not move what follows it.
+        """
         queries = self.action(x) + self.position + self.time(t[:, None])[:, None]
+        keys = torch.cat([context, queries], dim=1)
+        if ignore is not None:
+            ignore = torch.cat([ignore, ignore.new_zeros(queries.shape[:2])], dim=1)
         attended, _ = self.attention(
-            queries, context, context, key_padding_mask=ignore, need_weights=False
+            queries, keys, keys, key_padding_mask=ignore, need_weights=False
         )
         outputs: Tensor = self.out(torch.nn.functional.gelu(self.norm(queries + attended)))
         return outputs
