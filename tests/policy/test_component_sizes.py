@@ -68,10 +68,6 @@ def test_the_policy_backbone_and_the_gripper_classifier() -> None:
     assert size(GripperHead(PUBLISHED, horizon=HORIZON)) == 134_154
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="2,329,350: the published head ends in two layers (Linear, SiLU, Linear), ours in one",
-)
 def test_the_flow_matching_policy() -> None:
     """The published one has 2,395,654: backbone, time, state and action layers, position."""
-    assert millions(FlowMatchingHead(PUBLISHED, horizon=HORIZON, action=MOTION)) == 2.40
+    assert size(FlowMatchingHead(PUBLISHED, horizon=HORIZON, action=MOTION)) == 2_395_654

@@ -26,7 +26,7 @@ from reflexarc.policy.statevla.model import StateVLA
 Inputs = dict[str, Any]
 
 # An untrained policy moves little. One that cannot see an input moves by exactly 0.
-SEEN = 1e-5
+SEEN = 1e-6  # equal inputs of equal shape give equal bits, so any difference is the modality
 
 
 def make_inputs(policy: StateVLA, rows: int, seed: int = 0) -> Inputs:
@@ -249,7 +249,7 @@ def test_component_sizes_of_the_published_width(embeddings: LanguageEmbeddings) 
     assert dict(policy.component_parameters()) == {
         "tokenizer": 223_200,
         "encoder": 5_322_752,
-        "flow": 2_328_838,
+        "flow": 2_395_142,
         "gripper": 133_640,
     }
 
@@ -286,9 +286,7 @@ def test_embeddings_of_another_width_are_refused(
         StateVLA(config, contract, wide)
 
 
-def test_sampling_without_noise_or_with_a_prefix_is_refused(policy: StateVLA) -> None:
+def test_sampling_without_noise_is_refused(policy: StateVLA) -> None:
     context = context_of(policy, make_inputs(policy, 1))
     with pytest.raises(ConfigError, match="noise"):
         policy.sample_actions(context, None, steps=1)
-    with pytest.raises(ConfigError, match="prefix"):
-        policy.sample_actions(context, torch.zeros(1, 5, 6), steps=1, prefix=torch.zeros(1, 2, 7))

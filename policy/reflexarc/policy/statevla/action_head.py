@@ -20,7 +20,7 @@ class FlowMatchingHead(nn.Module):
         self.time = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, d))
         self.context = nn.Linear(d, d)
         self.action_in = nn.Linear(action, d)
-        self.position = nn.Parameter(torch.randn(horizon, d) * 0.02)
+        self.position = nn.Parameter(torch.randn(1 + config.latent_tokens + horizon, d) * 0.02)
         self.stack = MambaStack(
             d,
             config.policy_layers,
@@ -29,13 +29,13 @@ class FlowMatchingHead(nn.Module):
             expand=config.expand,
             mlp_hidden=config.policy_mlp_hidden,
         )
-        self.action_out = nn.Linear(d, action)
+        self.action_out = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, action))
 
     def forward(self, z: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """``z (B, K, d)``, ``x_t (B, H, A)``, ``t (B,)`` to the velocity ``(B, H, A)``."""
         time = self.time(self.time_embedding(t))[:, None]
-        actions = self.action_in(x_t) + self.position
-        outputs = self.stack(torch.cat([time, self.context(z), actions], dim=1))
+        tokens = torch.cat([time, self.context(z), self.action_in(x_t)], dim=1)
+        outputs = self.stack(tokens + self.position)
         velocity: Tensor = self.action_out(outputs[:, -x_t.shape[1] :].contiguous())
         return velocity
 

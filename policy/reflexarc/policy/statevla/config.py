@@ -41,7 +41,6 @@ class StateVLAConfig(PolicyConfig):
         vision: frozen vision backbone and pooling.
         keypoints: learned keypoints instead of a token for every patch; None takes patches.
         language_dimension: of an instruction's embedding.
-        state_frequencies: octaves of sines and cosines beside the state; 0 is the plain state.
         state_hidden: width of the state's two-layer projection.
         policy_layers: Mamba blocks of the flow-matching head.
         policy_d_state: state size of the head's Mamba blocks.
@@ -62,7 +61,6 @@ class StateVLAConfig(PolicyConfig):
     vision: VisionBackboneConfig = VisionBackboneConfig()
     keypoints: KeypointsConfig | None = None
     language_dimension: int = Field(default=384, ge=1)
-    state_frequencies: int = Field(default=0, ge=0, le=10)
     state_hidden: int = Field(default=256, ge=1)
     policy_layers: int = Field(default=3, ge=1)
     policy_d_state: int = Field(default=64, ge=1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +28,7 @@ class Tokenizer(nn.Module):
         cameras: int,
         grid: tuple[int, int],
         channels: int,
+        patches: nn.Module | None = None,
     ):
         super().__init__()
         d = config.d_model
@@ -38,11 +37,9 @@ class Tokenizer(nn.Module):
         self.language_norm = nn.LayerNorm(config.language_dimension)
         self.language = nn.Linear(config.language_dimension, d)
         self.state = nn.Sequential(
-            FourierFeatures(config.state_frequencies),
-            nn.Linear(state * (1 + 2 * config.state_frequencies), config.state_hidden),
-            nn.GELU(),
-            nn.Linear(config.state_hidden, d),
+            nn.Linear(state, config.state_hidden), nn.GELU(), nn.Linear(config.state_hidden, d)
         )
+        self.patches = patches
         self.vision = _vision_tokens(config, cameras=cameras, grid=grid, channels=channels)
         # Modalities: language, state, then the cameras.
         self.modality = nn.Parameter(torch.randn(2 + cameras, d) * _EMBEDDING_STD)
@@ -51,8 +48,11 @@ class Tokenizer(nn.Module):
     def forward(self, language: Tensor, state: Tensor, vision: Tensor) -> Tensor:
         """``(B, E)``, ``(B, S)`` and ``(B, V, P, C)`` to tokens ``(B, 2 + V·N + K, d_model)``.
 
-        N is the number of a camera's tokens.
+        N is the number of a camera's tokens. ``vision`` holds what ``patches`` takes, where there
+        is one: pixels ``(B, V, H, W, 3)``.
         """
+        if self.patches is not None:
+            vision = self.patches(vision)
         instruction = self.language(self.language_norm(language))
         seen = self.vision(vision, instruction) + self.modality[2:, None]
         tokens = [
@@ -62,26 +62,6 @@ class Tokenizer(nn.Module):
             self.latent.expand(len(language), -1, -1),
         ]
         return torch.cat(tokens, dim=1)
-
-
-class FourierFeatures(nn.Module):
-    """``x (..., S)`` beside its sines and cosines at doubling frequencies.
-
-    A network of plain coordinates learns smooth functions of them first, and a hand must change
-    what it does within millimetres (Tancik et al., arXiv 2006.10739). The longest wave spans four
-    standard deviations of the normalised state.
-    """
-
-    def __init__(self, frequencies: int):
-        super().__init__()
-        self.frequencies = frequencies
-
-    def forward(self, x: Tensor) -> Tensor:
-        waves = [x]
-        for octave in range(self.frequencies):
-            angle = x * (math.pi / 2 * 2**octave)
-            waves += [angle.sin(), angle.cos()]
-        return torch.cat(waves, dim=-1)
 
 
 def _vision_tokens(
@@ -139,10 +119,16 @@ class Representation(nn.Module):
         cameras: int,
         grid: tuple[int, int],
         channels: int,
+        patches: nn.Module | None = None,
     ):
         super().__init__()
         self.tokenizer = Tokenizer(
-            config, state=state, cameras=cameras, grid=grid, channels=channels
+            config,
+            state=state,
+            cameras=cameras,
+            grid=grid,
+            channels=channels,
+            patches=patches,
         )
         self.encoder = Encoder(config)
 

@@ -62,6 +62,7 @@ class StateVLA(Policy):
             cameras=len(contract.cameras),
             grid=_grid(self.vision, contract),
             channels=self.vision.channels,
+            patches=self.vision.trained_patches(),
         )
         self.flow = FlowMatchingHead(config, horizon=horizon, action=self.motion_dimensions)
         self.gripper = GripperHead(config, horizon=horizon) if gripper is not None else None
@@ -95,7 +96,10 @@ class StateVLA(Policy):
         return {"language": vectors.to(self.device)}
 
     def embed_frames(self, frames: Tensors, task: Tensors) -> Tensors:
-        """``{"vision": float32 (N, V, P, C)}``: frozen features, cameras as in the contract."""
+        """``{"vision": float32 (N, V, P, C)}``: frozen features, cameras as in the contract.
+
+        With patches that are trained, ``uint8 (N, V, H, W, 3)``: the pixels.
+        """
         images = torch.stack([frames[name] for name in self.contract.camera_names], dim=1)
         features = self.vision(images.flatten(0, 1))
         return {"vision": features.unflatten(0, images.shape[:2])}

@@ -93,5 +93,5 @@ class KeypointTokens(nn.Module):
         # Places and features have different sizes: both near one, so that neither is drowned.
         keypoints = torch.cat([attention @ self.places, (attention @ normed) @ self.values], dim=-1)
         dealt = keypoints.unflatten(2, (self.tokens, -1)).flatten(3)  # (B, V, tokens, ·)
-        projected = torch.einsum("bvtk,vtkd->bvtd", dealt, self.projection)
-        return projected + self.bias
+        tokens: Tensor = torch.einsum("bvtk,vtkd->bvtd", dealt, self.projection) + self.bias
+        return tokens
