@@ -7,7 +7,6 @@ encoder as 12.3 M and the policy as 1.8 M.
 
 from __future__ import annotations
 
-import pytest
 from torch import nn
 
 from reflexarc.policy.layers.mamba import Mamba, MambaStack
