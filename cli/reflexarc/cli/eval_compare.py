@@ -60,6 +60,6 @@ def _print(comparison: Comparison) -> None:
     for index, header in enumerate(data.headers):
         table.add_column(header, justify="right" if index else "left")
     for row in data.rows:
-        cells = [f"{cell.text}\n{cell.note}".strip() for cell in row.cells]
+        cells = ["\n".join([cell.text, *cell.notes]) for cell in row.cells]
         table.add_row(Text(row.name), *map(Text, cells))
     Console().print(table)

@@ -106,8 +106,9 @@ def _cards(comparison: Comparison) -> list[Card]:
     ]
     lead = Card(
         "A minus B",
-        f"{points(total.difference)} points",
+        points(total.difference),
         difference_note(total.low, total.high, total.mcnemar_p),
+        unit="points",
     )
     split = Card(
         "solved by one only",
@@ -125,7 +126,7 @@ def task_table(comparison: Comparison) -> Table:
             [
                 _rate_cell(group.a),
                 _rate_cell(group.b),
-                Cell(points(group.difference), point_limits(group.low, group.high)),
+                Cell(points(group.difference), [point_limits(group.low, group.high)]),
                 Cell(p_value(group.mcnemar_p)),
                 Cell(f"{group.a_only} : {group.b_only}"),
             ],
@@ -162,7 +163,7 @@ def _group_name(group: ComparedGroup) -> str:
 
 
 def _rate_cell(one: RateSummary) -> Cell:
-    return Cell(f"{one.successes}/{one.trials}", limits(one.low, one.high))
+    return Cell(f"{one.successes}/{one.trials}", [limits(one.low, one.high)])
 
 
 def _plots(comparison: Comparison) -> list[tuple[Picture, str]]:
@@ -229,4 +230,4 @@ def _markdown_table(table: Table) -> list[str]:
 
 
 def _one_line(cell: Cell) -> str:
-    return f"{cell.text} [{cell.note}]" if cell.note else cell.text
+    return " ".join([cell.text, *(f"[{note}]" for note in cell.notes)])

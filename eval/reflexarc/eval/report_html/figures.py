@@ -185,6 +185,7 @@ def _render(draw: Draw, inches: tuple[float, float], *, narrow: bool) -> str:
         "xtick.color": LIGHT.ink,
         "ytick.color": LIGHT.ink,
         "ytick.major.size": 0,
+        "ytick.major.pad": 9,
         "grid.color": LIGHT.grid,
         "grid.linewidth": 0.8,
         "svg.fonttype": "path",

@@ -17,10 +17,10 @@ NOTHING = "\N{EN DASH}"
 
 @dataclass(frozen=True)
 class Cell:
-    """One value of a table, with what stands small under it."""
+    """One value of a table, with the lines that stand small under it."""
 
     text: str
-    note: str = ""
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Card:
-    """One headline number."""
+    """One headline number; a unit stands smaller beside it."""
 
     title: str
     value: str
     note: str
+    unit: str = ""
 
 
 def render(template: str, page: object) -> str:

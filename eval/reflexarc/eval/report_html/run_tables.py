@@ -15,6 +15,7 @@ from reflexarc.eval.report_html.figures import (
     share_plot,
 )
 from reflexarc.eval.report_html.rendering import (
+    NBSP,
     NOTHING,
     Card,
     Cell,
@@ -41,8 +42,8 @@ NOT_RUN = Cell(NOTHING)
 METHOD = (
     "Rates carry 95 % Wilson intervals. A lead is the policy's rate minus the other arm's on the "
     "same initial states, in percentage points, with the 95 % interval of Newcombe's method 10 "
-    "for paired proportions and the exact two-sided McNemar p; under p stands how many states only "
-    "the policy and only the other arm solved. The total pools all episodes."
+    "for paired proportions and the exact two-sided McNemar p; before p stands how many states "
+    "only the policy and only the other arm solved. The total pools all episodes."
 )
 
 
@@ -69,8 +70,9 @@ def cards(summary: Summary) -> list[Card]:
     found += [
         Card(
             f"lead over {ARMS[arm].title}",
-            f"{points(one.difference)} points",
+            points(one.difference),
             difference_note(one.low, one.high, one.mcnemar_p),
+            unit="points",
         )
         for arm, one in total.differences.items()
     ]
@@ -126,7 +128,7 @@ def _named(group: GroupSummary, arm: Arm) -> RateSummary | None:
 def _rate_cell(one: RateSummary | None) -> Cell:
     if one is None:
         return NOT_RUN
-    return Cell(f"{one.successes}/{one.trials}", limits(one.low, one.high))
+    return Cell(f"{one.successes}/{one.trials}", [limits(one.low, one.high)])
 
 
 def _difference_table(summary: Summary) -> Table:
@@ -135,22 +137,20 @@ def _difference_table(summary: Summary) -> Table:
     rows = [
         Row(
             group_name(group),
-            [cell for arm in arms for cell in _difference_cells(group.differences.get(arm))],
+            [_difference_cell(group.differences.get(arm)) for arm in arms],
             group.task is None,
         )
         for group in groups
     ]
-    headers = [title for arm in arms for title in (f"over {ARMS[arm].title}", "p")]
+    headers = [f"over {ARMS[arm].title}" for arm in arms]
     return Table("The policy's lead in percentage points", ["task", *headers], rows)
 
 
-def _difference_cells(one: DifferenceSummary | None) -> tuple[Cell, Cell]:
+def _difference_cell(one: DifferenceSummary | None) -> Cell:
     if one is None:
-        return NOT_RUN, NOT_RUN
-    return (
-        Cell(points(one.difference), point_limits(one.low, one.high)),
-        Cell(f"{p_value(one.mcnemar_p)}", f"{one.policy_only} : {one.baseline_only}"),
-    )
+        return NOT_RUN
+    split = f"{one.policy_only} : {one.baseline_only}, p{NBSP}{p_value(one.mcnemar_p)}"
+    return Cell(points(one.difference), [point_limits(one.low, one.high), split])
 
 
 def _effort_table(total: GroupSummary) -> Table:
