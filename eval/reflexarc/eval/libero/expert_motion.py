@@ -118,7 +118,8 @@ class Arm:
         if largest > fastest:
             move = move * (fastest / largest)
         turn = np.clip(1.5 * turn / _RADIANS_PER_ACTION, -_FASTEST_TURN, _FASTEST_TURN)
-        return np.concatenate([move, turn, [self.gripper]])
+        action: FloatArray = np.concatenate([move, turn, [self.gripper]])
+        return action
 
     def _noisy(self, action: FloatArray) -> FloatArray:
         if not self._noise:
