@@ -30,7 +30,7 @@ from reflexarc.training.probe.run import ProbeOptions, ProbeResult, check_output
 
 TASKS = ("pick_up_the_red_block", "pick_up_the_blue_block")
 DEMOS, STEPS, STRIDE = 6, 41, 4
-GRASP = 20
+TOUCH, GRASP = 16, 20
 D_MODEL, LATENTS = 16, 2
 
 
@@ -58,6 +58,7 @@ def _add_objects(demo: h5py.Group, task: str, seed: int) -> None:
     carried = names.index("red_block_1" if "red" in task else "blue_block_1")
     if carried == 1:
         positions = positions[:, ::-1]  # the carried block's first place varies
+    positions[TOUCH:GRASP, carried] += [0.004, 0, 0]  # pushed before it is carried
     positions[GRASP:, carried] += path[GRASP:] - path[GRASP - 1] + [0, 0, 0.05]
     demo["object_positions"] = positions
 
@@ -147,7 +148,7 @@ def test_state_reads_what_state_holds_and_nothing_more(result: ProbeResult) -> N
     assert hand.rmse_mm < 1
     assert hand.r2_interval is not None
     assert hand.r2_interval[0] > 0.999
-    resting = by["all tasks", "target object", "before grasp"]
+    resting = by["all tasks", "target object", "before touch"]
     assert resting.scores["state"].r2 is not None
     assert resting.scores["state"].r2 < 0.3
     assert 20 < resting.std_mm < 200
@@ -164,12 +165,14 @@ def test_targets_and_grasps_are_found_in_the_data(result: ProbeResult) -> None:
     frames = result.frames
     assert dict(frames.target_names) == {TASKS[0]: "red_block_1", TASKS[1]: "blue_block_1"}
     np.testing.assert_array_equal(frames.grasped, frames.step >= GRASP)
+    np.testing.assert_array_equal(frames.touched, frames.step >= TOUCH)
     counts = {
         r.phase: r.frames
         for r in result.readings
         if (r.scope, r.target) == ("all tasks", "target object")
     }
-    assert counts["before grasp"] + counts["after grasp"] == counts["all"]
+    between = counts["all"] - counts["before touch"] - counts["after grasp"]
+    assert between == len(result.split.test) * len(range(TOUCH, GRASP, STRIDE))
     for scope in ("all tasks", *TASKS):
         assert any(r.scope == scope for r in result.readings)
 

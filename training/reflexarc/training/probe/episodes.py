@@ -18,8 +18,12 @@ from reflexarc.training.samples import split_episodes
 
 Rows = npt.NDArray[np.bool_]
 
-GRASPED_AFTER = 0.01
-"""Metres that an object must have moved from where the episode began to count as grasped."""
+TOUCHED_AFTER, GRASPED_AFTER = 0.001, 0.01
+"""Metres that an object must have moved from where the episode began to count as such.
+
+Between the two a closing hand pushes it by millimetres, which is neither seeing where it lay nor
+carrying it.
+"""
 
 _EEF_LAYOUT = "eef3+axisangle3+fingers2"
 _OWN_FRACTION = 0.2
@@ -61,7 +65,7 @@ class Frames:
         objects: name to ``(F, 3)`` metres, NaN in scenes without it.
         target: ``(F, 3)`` of the task's target object; NaN where the task moves none.
         target_names: task name to its target object, or None.
-        grasped: ``bool (F,)``, whether the target has left its first place.
+        touched, grasped: ``bool (F,)``, whether the target has moved by 1 mm, by 10 mm.
     """
 
     episodes: list[Episode]
@@ -75,6 +79,7 @@ class Frames:
     objects: Mapping[str, Floats]
     target: Floats
     target_names: Mapping[str, str | None]
+    touched: Rows
     grasped: Rows
 
 
@@ -154,8 +159,9 @@ def gather_frames(episodes: Sequence[Episode]) -> Frames:
         columns["eef"].append(state[:, :3])
         columns["gripper"].append(np.abs(state[:, 6:7] - state[:, 7:8]))
         columns["target"].append(missing if path is None else path[steps])
-        grasp = episode.length if path is None else _grasp_step(path)
-        columns["grasped"].append(steps >= grasp)
+        for name, distance in (("touched", TOUCHED_AFTER), ("grasped", GRASPED_AFTER)):
+            moved = episode.length if path is None else _first_moved(path, distance)
+            columns[name].append(steps >= moved)
     return Frames(
         episodes=list(episodes),
         task_names=task_names,
@@ -165,7 +171,7 @@ def gather_frames(episodes: Sequence[Episode]) -> Frames:
     )
 
 
-_COLUMNS = ("episode", "task", "step", "progress", "eef", "gripper", "target", "grasped")
+_COLUMNS = ("episode", "task", "step", "progress", "eef", "gripper", "target", "touched", "grasped")
 
 
 def _positions(episode: Episode) -> dict[str, Floats]:
@@ -190,9 +196,9 @@ def _target_of(episodes: Sequence[Mapping[str, Floats]]) -> str | None:
     return best if best is not None and medians[best] > GRASPED_AFTER else None
 
 
-def _grasp_step(path: Floats) -> int:
-    """The first step at which ``path (T, 3)`` has left its first place; T when it never does."""
-    moved = np.linalg.norm(path - path[0], axis=1) > GRASPED_AFTER
+def _first_moved(path: Floats, distance: float) -> int:
+    """The first step at which ``path (T, 3)`` is that far from its start; T when it never is."""
+    moved = np.linalg.norm(path - path[0], axis=1) > distance
     return int(moved.argmax()) if moved.any() else len(path)
 
 

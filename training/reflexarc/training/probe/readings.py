@@ -15,7 +15,7 @@ from reflexarc.training.probe.scores import EpisodeSums, interval, resamples
 
 ALL_TASKS = "all tasks"
 END_EFFECTOR, GRIPPER, TARGET = "end-effector", "gripper opening", "target object"
-ALWAYS, BEFORE, AFTER = "all", "before grasp", "after grasp"
+ALWAYS, BEFORE, AFTER = "all", "before touch", "after grasp"
 
 _FEWEST_FRAMES = 10
 
@@ -70,7 +70,7 @@ def read_all(frames: Frames, inputs: Inputs, test: Rows, *, seed: int = 0) -> It
         target, objects = _Target(TARGET, frames.target), _objects(frames, rows)
         for phase, within, targets in (
             (ALWAYS, rows, [*general, target, *objects]),
-            (BEFORE, rows & ~frames.grasped, [target]),
+            (BEFORE, rows & ~frames.touched, [target]),
             (AFTER, rows & frames.grasped, [target]),
         ):
             for group, there in _by_rows(targets, within):

@@ -67,7 +67,8 @@ def markdown(result: ProbeResult) -> str:
         "R² is measured against the mean of the same task in the fitted episodes (0: no better "
         "than knowing the task), with 95 % intervals over episodes; RMSE and std are distances "
         "in mm. A dash: the target moves less than 1 mm, so that there is nothing to explain. "
-        "*Grasped* is a target that has moved by 10 mm from where the episode began.",
+        "A target is *touched* when it has moved by 1 mm from where the episode began, *grasped* "
+        "when by 10 mm.",
         *(reading_grid(readings).markdown() for readings in _by_scope(result.readings)),
         change_grid(result).markdown(),
         _dynamics_note(result),
