@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from reflexarc.contract.errors import ConfigError
 from reflexarc.training.config import OptimizerConfig, ScheduleConfig
 from reflexarc.training.optimization import AveragedWeights, make_optimizer
 from reflexarc.training.schedule import learning_rate_factor
@@ -35,6 +36,23 @@ def test_only_matrices_and_kernels_decay_and_frozen_weights_are_left_out() -> No
         "A_log", "D", "position_embedding",
     }  # fmt: skip
     assert [g["weight_decay"] for g in optimizer.param_groups] == [0.1, 0.0]
+
+
+def test_modules_learn_at_their_own_rates_and_the_longest_path_counts() -> None:
+    block = nn.ModuleDict({"slow": Block(), "fast": Block()})
+    scales = {"slow": 0.1, "slow.norm": 0.5}
+    groups = make_optimizer(block, OptimizerConfig(weight_decay=0.1), scales).param_groups
+    names = {id(parameter): name for name, parameter in block.named_parameters()}
+    scale = {names[id(p)]: group["scale"] for group in groups for p in group["params"]}
+    assert scale["slow.norm.weight"] == 0.5
+    assert {scale[name] for name in scale if name.startswith("fast.")} == {1.0}
+    assert scale["slow.projection.weight"] == 0.1
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.1}
+
+
+def test_nothing_left_to_train_is_named() -> None:
+    with pytest.raises(ConfigError, match="every module is frozen"):
+        make_optimizer(Block().requires_grad_(False), OptimizerConfig())
 
 
 def test_averaged_weights_follow_and_give_the_trained_ones_back() -> None:

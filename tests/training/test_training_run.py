@@ -254,10 +254,9 @@ def test_the_served_policy_equals_the_trained_one(recipe: Recipe, tmp_path: Path
     assert np.abs(chunk.actions).max() <= 1.0
 
     # The same context from what training read: cached features (float16) and the same state.
-    train, held_out = planned.preparation.sources(
-        planned.preparation.features(tmp_path / "cache", progress=False)
-    )
-    del train
+    features = planned.preparation.features(tmp_path / "cache", progress=False)
+    _, held_out = planned.preparation.sources(features.arrays, features.first_rows)
+    assert held_out is not None
     batch = held_out.batch(torch.tensor([1]))
     with torch.inference_mode():
         context = trained.encode(batch.task, batch.window, batch.valid)

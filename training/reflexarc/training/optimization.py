@@ -8,10 +8,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from reflexarc.contract.errors import ConfigError
 from reflexarc.training.config import OptimizerConfig
 
 _NEVER_DECAYED = ("A_log", "D", "bias")
 _EMBEDDING_WORDS = ("embed", "position", "modality", "token", "latent", "query", "queries")
+_FUSED_DEVICES = {"cpu", "cuda"}
 
 
 def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -42,6 +44,8 @@ def make_optimizer(
 
     ``scales`` maps a module's path to a factor of the learning rate; the longest path counts.
     A group's factor is its ``scale``: who sets the learning rate multiplies by it.
+
+    Raises ConfigError when nothing is left to train.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     owners = dict(module.named_modules())
@@ -49,11 +53,16 @@ def make_optimizer(
         owner = owners[name.rpartition(".")[0]]
         decay = config.weight_decay if decays(name, parameter, owner) else 0.0
         groups.setdefault((_scale_of(name, scales or {}), decay), []).append(parameter)
+    if not groups:
+        raise ConfigError("every module is frozen, so nothing is left to train", field="freeze")
+    devices = {p.device.type for parameters in groups.values() for p in parameters}
     return torch.optim.AdamW(
         [
-            {"params": parameters, "weight_decay": decay, "scale": scale}
-            for (scale, decay), parameters in groups.items()
+            {"params": groups[scale, decay], "weight_decay": decay, "scale": scale}
+            for scale, decay in sorted(groups, reverse=True)
         ],
+        # One pass over all weights: on the CPU six times faster than tensor by tensor.
+        fused=devices <= _FUSED_DEVICES,
         lr=config.learning_rate,
         betas=config.betas,
         eps=config.epsilon,

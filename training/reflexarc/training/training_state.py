@@ -128,7 +128,8 @@ def _make_moments(optimizer: torch.optim.Optimizer) -> None:
         for parameter in group["params"]:
             if parameter not in optimizer.state:
                 optimizer.state[parameter] = {
-                    "step": torch.tensor(0.0),
+                    # A fused step counts on the parameter's device, another on the CPU.
+                    "step": torch.zeros((), device=parameter.device if group["fused"] else "cpu"),
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
