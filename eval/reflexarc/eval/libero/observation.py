@@ -72,7 +72,7 @@ class LiberoObserver:
 
 
 def check_libero_contract(contract: PolicyContract) -> None:
-    """Raise ContractViolationError with a line for each thing that LIBERO cannot give or execute."""
+    """Raise ContractViolationError, a line for each thing that LIBERO cannot give or execute."""
     found = [
         *_camera_mismatches(contract),
         *_state_mismatches(contract),
