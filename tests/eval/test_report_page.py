@@ -10,13 +10,17 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from reflexarc.contract import PolicyContract
 from reflexarc.eval.report_html import write_report_if_possible
 from reflexarc.eval.report_html.figures import Curve, share_plot
 from reflexarc.eval.report_html.films import FilmLibrary, filmstrip
 from reflexarc.eval.report_html.palette import DARK, LIGHT
 from reflexarc.eval.report_html.run_page import write_report
 from reflexarc.eval.results import ResultsError
+from reflexarc.eval.run import evaluate
+from reflexarc.eval.run_settings import RunSettings
 
+from .conftest import NullServer
 from .results_folders import IDENTITY, episode, every_arm, filmed, write_folder
 
 TEMPLATES = Path(write_report.__code__.co_filename).parent / "templates"
@@ -189,6 +193,23 @@ def test_a_page_that_cannot_be_written_costs_no_results(tmp_path: Path) -> None:
     assert "report.html was not written" in said[0] and "eval report" in said[0]
     assert (tmp_path / "results.jsonl").read_text().count("\n") == 1
     assert not list(tmp_path.glob(".report*"))
+
+
+@pytest.mark.simulator
+def test_a_finished_run_writes_its_page(
+    tmp_path: Path, null_server: NullServer, null_contract: PolicyContract
+) -> None:
+    settings = RunSettings(
+        server=null_server.url, suite="libero_goal", tasks=(0,), states=(40,), output=tmp_path / "o"
+    )
+    identity = settings.identity(null_contract, {})
+    write_folder(settings.output, [episode(0, 40, success=True, identity=identity)], identity)
+    null_server.start()
+    said: list[str] = []
+    evaluate(settings, said.append)  # nothing is left to run: it summarises and writes the page
+    page = settings.output / "report.html"
+    assert f"Report:  {page}" in said
+    assert "1 of 1 episodes" in Page(page.read_text()).words
 
 
 def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
