@@ -24,9 +24,9 @@ from reflexarc.policy.language import LanguageEmbeddings
 from reflexarc.policy.statevla.config import StateVLAConfig
 from reflexarc.policy.statevla.model import StateVLA
 from reflexarc.training.objectives.temporal_predictor import TemporalPredictor
-from reflexarc.training.probe.dynamics import OBJECTIVE_FILE
 from reflexarc.training.probe.report import markdown
 from reflexarc.training.probe.run import ProbeOptions, ProbeResult, check_output, probe
+from reflexarc.training.saving import OBJECTIVE_FILE
 
 TASKS = ("pick_up_the_red_block", "pick_up_the_blue_block")
 DEMOS, STEPS, STRIDE = 6, 41, 4
@@ -244,6 +244,38 @@ def test_skill_of_predictors_whose_answers_are_known(
     (folder / OBJECTIVE_FILE).write_bytes(b"torn")
     with pytest.raises(CheckpointError, match=r"holds no temporal predictor"):
         probe(load_checkpoint(folder), options, progress=False)
+
+
+def test_a_trained_stage_is_probed_with_its_predictor(data: Path, tmp_path: Path) -> None:
+    """What the real trainer writes of a temporal objective is what the probe reads."""
+    from reflexarc.training.recipe_files import load_recipe
+    from reflexarc.training.session import execute, open_run_folder, plan
+
+    changes = [
+        f"data.paths=['{data}']",
+        "data.validation_fraction=0.34",
+        "objective={name: temporal_jepa, horizon: 4, predictor_hidden: 16}",
+        "training.best_metric=total",
+        "training.epochs=1",
+    ]
+    recipe = load_recipe("statevla_tiny", changes)
+    output = tmp_path / "run"
+    planned = plan(recipe, output, device=torch.device("cpu"), feature_cache=tmp_path / "cache")
+    folder = open_run_folder(recipe, output, resume=False, fresh=False)
+    outcome = execute(planned, folder, progress_bar=False)
+    assert outcome.last is not None
+    stored = list((tmp_path / "cache").glob("*/*.npy"))
+    options = ProbeOptions(data=(data,), feature_cache=tmp_path / "cache")
+    found = probe(load_checkpoint(outcome.last), options, progress=False)
+    assert found.split.held_out_in_training
+    held_out = [(e.task_name, e.demo) for e in planned.preparation.held_out_episodes]
+    assert [(e.task_name, e.demo) for e in found.split.test] == held_out
+    assert list((tmp_path / "cache").glob("*/*.npy")) == stored  # training's features were found
+    assert found.predictor_horizon == 4
+    ratios = [change.mse_over_identity for change in found.changes]
+    assert all(ratio is not None and 0 < ratio for ratio in ratios)
+    # Trained for a moment, it is no longer the predictor of no change.
+    assert any(abs((ratio or 1) - 1) > 1e-6 for ratio in ratios)
 
 
 def test_without_a_predictor_only_no_change_is_measured(result: ProbeResult) -> None:

@@ -21,8 +21,8 @@ from reflexarc.training.objectives.temporal_predictor import TemporalPredictor
 from reflexarc.training.probe.inputs import ProbedInputs, Z
 from reflexarc.training.probe.ridge import Floats
 from reflexarc.training.probe.scores import interval, resamples
+from reflexarc.training.saving import OBJECTIVE_FILE
 
-OBJECTIVE_FILE = "objective.safetensors"
 WANTED_HORIZONS = (1, 5, 10)
 _PREFIX = "predictor."
 
