@@ -6,7 +6,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install system demo test check test-slow fuzz soak bench clean
+.PHONY: install system demo test check test-slow test-browser fuzz soak bench clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -35,6 +35,12 @@ test: system install check
 
 test-slow: system install
 	$(BIN)/pytest -m slow
+
+# Looks at the report page in Chromium, which needs a download and, as root, system libraries.
+test-browser: system install
+	$(BIN)/pip install --quiet playwright
+	$(BIN)/playwright install --with-deps chromium
+	$(BIN)/pytest -m slow tests/eval/test_report_in_browser.py
 
 fuzz: install
 	$(BIN)/python -m tests.contract.fuzz_codec --frames 1000000
