@@ -273,7 +273,7 @@ def test_a_trained_stage_is_probed_with_its_predictor(data: Path, tmp_path: Path
     assert list((tmp_path / "cache").glob("*/*.npy")) == stored  # training's features were found
     assert found.predictor_horizon == 4
     ratios = [change.mse_over_identity for change in found.changes]
-    assert all(ratio is not None and 0 < ratio for ratio in ratios)
+    assert all(ratio is not None and ratio > 0 for ratio in ratios)
     # Trained for a moment, it is no longer the predictor of no change.
     assert any(abs((ratio or 1) - 1) > 1e-6 for ratio in ratios)
 
