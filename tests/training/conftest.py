@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import yaml
 
 TASKS = ("pick_up_the_red_block", "pick_up_the_blue_block")
 
@@ -105,3 +107,27 @@ def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, task in enumerate(TASKS):
         write_task_file(folder / f"{task}_demo.hdf5", seed=seed)
     return folder
+
+
+@pytest.fixture(scope="session")
+def recipe_in_two_stages(tmp_path_factory: pytest.TempPathFactory, demonstrations: Path) -> Path:
+    """The tiny recipe in two stages of 6 steps."""
+    packaged = resources.files("reflexarc.training") / "recipes" / "statevla_tiny.yaml"
+    values = yaml.safe_load(packaged.read_text())
+    for key in ("objective", "optimizer", "schedule", "training"):
+        values.pop(key, None)
+    loop = {"batch_size": 8, "steps": 6, "validate_every": 3, "checkpoint_every": 4, "log_every": 2}
+    values["name"] = "tiny_temporal"
+    values["data"]["paths"] = [str(demonstrations)]
+    values["stages"] = [
+        {
+            "name": "representation",
+            "objective": {"name": "temporal_jepa", "horizon": 4, "predictor_hidden": 16},
+            "freeze": ["flow", "gripper"],
+            "training": {**loop, "ema_decay": 0.9},
+        },
+        {"name": "policy", "freeze": ["representation"], "training": {**loop, "ema_decay": 0.9}},
+    ]
+    path = tmp_path_factory.mktemp("recipe") / "tiny_temporal.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -24,32 +22,8 @@ from reflexarc.training.trainer import Trainer
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def recipe_file(tmp_path_factory: pytest.TempPathFactory, demonstrations: Path) -> Path:
-    """The tiny recipe in two stages of 6 steps."""
-    packaged = resources.files("reflexarc.training") / "recipes" / "statevla_tiny.yaml"
-    values = yaml.safe_load(packaged.read_text())
-    for key in ("objective", "optimizer", "schedule", "training"):
-        values.pop(key, None)
-    loop = {"batch_size": 8, "steps": 6, "validate_every": 3, "checkpoint_every": 4, "log_every": 2}
-    values["name"] = "tiny_temporal"
-    values["data"]["paths"] = [str(demonstrations)]
-    values["stages"] = [
-        {
-            "name": "representation",
-            "objective": {"name": "temporal_jepa", "horizon": 4, "predictor_hidden": 16},
-            "freeze": ["flow", "gripper"],
-            "training": {**loop, "ema_decay": 0.9},
-        },
-        {"name": "policy", "freeze": ["representation"], "training": {**loop, "ema_decay": 0.9}},
-    ]
-    path = tmp_path_factory.mktemp("recipe") / "tiny_temporal.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
-
-
 def run(
-    recipe_file: Path,
+    recipe_in_two_stages: Path,
     stage: int,
     output: Path,
     *overrides: str,
@@ -58,8 +32,10 @@ def run(
     from_scratch: bool = False,
 ) -> Outcome:
     """What ``reflexarc train`` does."""
-    recipe = load_recipe(str(recipe_file), overrides, stage=stage, from_scratch=from_scratch)
-    check_start(recipe, str(recipe_file), output, init_from=init_from, resume=resume)
+    recipe = load_recipe(
+        str(recipe_in_two_stages), overrides, stage=stage, from_scratch=from_scratch
+    )
+    check_start(recipe, str(recipe_in_two_stages), output, init_from=init_from, resume=resume)
     cache = output.parent / "cache"
     planned = plan(recipe, output, device=CPU, feature_cache=cache, init_from=init_from)
     folder = open_run_folder(recipe, output, resume=resume, fresh=False)
@@ -67,10 +43,10 @@ def run(
 
 
 @pytest.fixture(scope="module")
-def first(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def first(recipe_in_two_stages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a complete stage-1 run."""
     output = tmp_path_factory.mktemp("first") / "run"
-    run(recipe_file, 1, output)
+    run(recipe_in_two_stages, 1, output)
     return output
 
 
@@ -121,10 +97,14 @@ def test_the_objectives_tensors_stand_in_the_checkpoint_for_a_probe(first: Path)
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_broken_and_resumed_stage_ends_with_the_same_weights(
-    recipe_file: Path, first: Path, tmp_path: Path, stage: int, monkeypatch: pytest.MonkeyPatch
+    recipe_in_two_stages: Path,
+    first: Path,
+    tmp_path: Path,
+    stage: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     start = first if stage == 2 else None
-    whole = run(recipe_file, stage, tmp_path / "whole", init_from=start)
+    whole = run(recipe_in_two_stages, stage, tmp_path / "whole", init_from=start)
     step = Trainer._step
 
     def dying(trainer: Trainer, index: int) -> int:
@@ -134,11 +114,11 @@ def test_a_broken_and_resumed_stage_ends_with_the_same_weights(
 
     monkeypatch.setattr(Trainer, "_step", dying)
     with pytest.raises(KeyboardInterrupt):
-        run(recipe_file, stage, tmp_path / "broken", init_from=start)
+        run(recipe_in_two_stages, stage, tmp_path / "broken", init_from=start)
     monkeypatch.undo()
     assert last(tmp_path / "broken").name == "step_00000004"
     # The run has weights of its own by now: it does not need --init-from a second time.
-    resumed = run(recipe_file, stage, tmp_path / "broken", resume=True)
+    resumed = run(recipe_in_two_stages, stage, tmp_path / "broken", resume=True)
     assert differing(tensors(whole.last), tensors(resumed.last)) == set()
     state = "training_state/tensors.safetensors"
     assert differing(tensors(whole.last, state), tensors(resumed.last, state)) == set()
@@ -152,9 +132,9 @@ def test_a_broken_and_resumed_stage_ends_with_the_same_weights(
 
 
 def test_stage_two_trains_the_heads_on_the_frozen_representation(
-    recipe_file: Path, first: Path, tmp_path: Path
+    recipe_in_two_stages: Path, first: Path, tmp_path: Path
 ) -> None:
-    outcome = run(recipe_file, 2, tmp_path / "run", init_from=first)
+    outcome = run(recipe_in_two_stages, 2, tmp_path / "run", init_from=first)
     before, after = tensors(last(first)), tensors(outcome.last)
     assert differing(before, after) == {"flow", "gripper"}
     state = tensors(outcome.last, "training_state/tensors.safetensors")
@@ -169,12 +149,12 @@ def test_stage_two_trains_the_heads_on_the_frozen_representation(
     }
     assert loaded.provenance["action_heads_trained"] is True
     # A checkpoint's folder does as well as its run's.
-    again = run(recipe_file, 2, tmp_path / "again", init_from=last(first))
+    again = run(recipe_in_two_stages, 2, tmp_path / "again", init_from=last(first))
     assert differing(after, tensors(again.last)) == set()
 
 
 def test_a_frozen_representation_stays_in_eval_mode(
-    recipe_file: Path, first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe_in_two_stages: Path, first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     modes = []
     step = Trainer._step
@@ -185,18 +165,16 @@ def test_a_frozen_representation_stays_in_eval_mode(
         return step(trainer, index)
 
     monkeypatch.setattr(Trainer, "_step", watched)
-    run(recipe_file, 2, tmp_path / "run", init_from=first)
+    run(recipe_in_two_stages, 2, tmp_path / "run", init_from=first)
     assert set(modes) == {(False, True)} and len(modes) == 6  # with a validation in between
 
 
 def test_fine_tuning_moves_the_representation_more_slowly(
-    recipe_file: Path, first: Path, tmp_path: Path
+    recipe_in_two_stages: Path, first: Path, tmp_path: Path
 ) -> None:
     def moved(name: str, *overrides: str) -> float:
-        outcome = run(
-            recipe_file, 2, tmp_path / name, "freeze=[]", "training.ema_decay=null", *overrides,
-            init_from=first,
-        )  # fmt: skip
+        output, unfrozen = tmp_path / name, ("freeze=[]", "training.ema_decay=null")
+        outcome = run(recipe_in_two_stages, 2, output, *unfrozen, *overrides, init_from=first)
         before, after = tensors(last(first)), tensors(outcome.last)
         name = "representation.encoder.projection.weight"
         return float((after[name] - before[name]).abs().max())
@@ -207,30 +185,30 @@ def test_fine_tuning_moves_the_representation_more_slowly(
 
 
 def test_stage_two_without_weights_names_the_command_that_makes_them(
-    recipe_file: Path, first: Path, tmp_path: Path
+    recipe_in_two_stages: Path, first: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=r"train .*tiny_temporal\.yaml --stage 1 --output DIR"):
-        run(recipe_file, 2, tmp_path / "run")
+        run(recipe_in_two_stages, 2, tmp_path / "run")
     with pytest.raises(ConfigError, match="starts here from random weights"):
-        run(recipe_file, 1, tmp_path / "run", init_from=first)
+        run(recipe_in_two_stages, 1, tmp_path / "run", init_from=first)
     with pytest.raises(ConfigError, match="leave out one"):
-        run(recipe_file, 2, tmp_path / "run", init_from=first, from_scratch=True)
+        run(recipe_in_two_stages, 2, tmp_path / "run", init_from=first, from_scratch=True)
     with pytest.raises(CheckpointError, match="no checkpoint folder"):
-        run(recipe_file, 2, tmp_path / "run", init_from=tmp_path / "absent")
+        run(recipe_in_two_stages, 2, tmp_path / "run", init_from=tmp_path / "absent")
     assert not (tmp_path / "run").exists()
-    scratch = run(recipe_file, 2, tmp_path / "scratch", from_scratch=True)
+    scratch = run(recipe_in_two_stages, 2, tmp_path / "scratch", from_scratch=True)
     assert differing(tensors(last(first)), tensors(scratch.last)) == {
         "representation", "flow", "gripper"
     }  # fmt: skip
 
 
 def test_other_weights_than_the_stage_befores_are_refused_by_key(
-    recipe_file: Path, first: Path, tmp_path: Path, demonstrations: Path,
+    recipe_in_two_stages: Path, first: Path, tmp_path: Path, demonstrations: Path,
     task_file: Callable[..., Path],
 ) -> None:  # fmt: skip
     def refused(message: str, *overrides: str, init_from: Path = first) -> None:
         with pytest.raises(ConfigError, match=message):
-            run(recipe_file, 2, tmp_path / "run", *overrides, init_from=init_from)
+            run(recipe_in_two_stages, 2, tmp_path / "run", *overrides, init_from=init_from)
         assert not (tmp_path / "run").exists()
 
     refused(r"policy\.d_state: 4 -> 8; policy\.policy_layers: 1 -> 2",
@@ -244,7 +222,7 @@ def test_other_weights_than_the_stage_befores_are_refused_by_key(
     refused(r"trained by stage 1 \(representation\) of 'tiny_temporal'; other starts", "name=other")
 
     second = tmp_path / "second"
-    run(recipe_file, 2, second, init_from=first)
+    run(recipe_in_two_stages, 2, second, init_from=first)
     refused(r"trained by stage 2 \(policy\)", init_from=second)
     single = load_recipe("statevla_tiny", [f"data.paths=['{demonstrations}']", "training.epochs=1"])
     planned = plan(single, tmp_path / "single", device=CPU, feature_cache=tmp_path / "cache")
@@ -253,26 +231,26 @@ def test_other_weights_than_the_stage_befores_are_refused_by_key(
 
 
 def test_a_resumed_stage_refuses_other_weights_to_start_from(
-    recipe_file: Path, first: Path, tmp_path: Path
+    recipe_in_two_stages: Path, first: Path, tmp_path: Path
 ) -> None:
-    run(recipe_file, 2, tmp_path / "run", init_from=first)
+    run(recipe_in_two_stages, 2, tmp_path / "run", init_from=first)
     other = tmp_path / "other"
-    run(recipe_file, 1, other, "training.seed=7")
+    run(recipe_in_two_stages, 1, other, "training.seed=7")
     with pytest.raises(ConfigError, match="leave out --init-from to resume it"):
-        run(recipe_file, 2, tmp_path / "run", init_from=other, resume=True)
+        run(recipe_in_two_stages, 2, tmp_path / "run", init_from=other, resume=True)
 
 
-def test_a_module_that_is_not_there_is_named(recipe_file: Path, tmp_path: Path) -> None:
+def test_a_module_that_is_not_there_is_named(recipe_in_two_stages: Path, tmp_path: Path) -> None:
     for key, value in (("freeze", "[encodr]"), ("learning_rate_scale", "{encodr: 0.1}")):
         with pytest.raises(ConfigError, match=rf"{key} names the module 'encodr'.*representation"):
-            run(recipe_file, 1, tmp_path / "run", f"{key}={value}")
+            run(recipe_in_two_stages, 1, tmp_path / "run", f"{key}={value}")
 
 
 def test_a_horizon_that_the_images_do_not_offer_is_refused(
-    recipe_file: Path, tmp_path: Path
+    recipe_in_two_stages: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="offers: 4, 8, 12"):
-        run(recipe_file, 1, tmp_path / "run", "objective.horizon=2")
+        run(recipe_in_two_stages, 1, tmp_path / "run", "objective.horizon=2")
 
 
 def test_a_folder_is_trained_in_by_one_process(tmp_path: Path) -> None:

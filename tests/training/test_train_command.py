@@ -14,11 +14,13 @@ import h5py
 import pytest
 import torch
 import typer
+from click.testing import Result
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from reflexarc.cli.train import register
 from reflexarc.contract.errors import ConfigError, DatasetError
+from reflexarc.training.run_folder import exclusive
 
 PROGRAM = """
 import sys, typer
@@ -140,3 +142,31 @@ def test_a_signal_saves_last_and_says_how_to_resume(
     text, _ = again.communicate(timeout=300)
     assert again.returncode == 0
     assert "400 of 400" in text
+
+
+def test_a_second_stage_from_the_first_at_the_command_line(
+    application: typer.Typer, recipe_in_two_stages: Path, tmp_path: Path
+) -> None:
+    def train(output: str, *extra: str) -> Result:
+        arguments = ["train", str(recipe_in_two_stages), "--output", str(tmp_path / output)]
+        return CliRunner().invoke(application, [*arguments, "--threads", "1", *extra])
+
+    assert "--stage 1 --output DIR" in str(train("two", "--stage", "2").exception)
+    assert "stage 2 of 2 (policy), from no weights yet" in squeezed(
+        train("two", "--stage", "2", "--dry-run").stdout
+    )
+    first = train("one", "--stage", "1")
+    assert first.exit_code == 0, first.exception
+    assert "in memory" in first.stdout
+    second = train("two", "--stage", "2", "--init-from", str(tmp_path / "one"))
+    assert second.exit_code == 0, second.exception
+    assert "step 6 of stage 1" in squeezed(second.stdout) and "frozen modules" in second.stdout
+    assert (tmp_path / "two" / "summary.json").is_file()
+    with exclusive(tmp_path / "two"):
+        locked = train("two", "--stage", "2", "--resume")
+    assert "another 'reflexarc train'" in str(locked.exception)
+
+
+def squeezed(text: str) -> str:
+    """Without the frames of a table and its line breaks."""
+    return " ".join(text.replace("│", " ").split())
