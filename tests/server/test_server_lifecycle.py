@@ -30,13 +30,15 @@ def test_slow_inference_blocks_neither_health_nor_pings(
     policy = make_slow_policy(1.5)
     with (
         BackgroundServer(lambda: policy) as server,
+        # Made before: on a busy machine it takes as long as the inference.
+        httpx.Client(base_url=server.http_url) as http,
         connect(f"{server.url}/v1/policy", compression=None) as connection,
     ):
         connection.recv(timeout=10)
         connection.send(pack(make_observation().to_wire()))
         assert policy.started.wait(10)
-        assert httpx.get(f"{server.http_url}/livez").status_code == 200
-        assert httpx.get(f"{server.http_url}/readyz").json() == {"phase": "ready"}
+        assert http.get("/livez").status_code == 200
+        assert http.get("/readyz").json() == {"phase": "ready"}
         assert connection.ping().wait(10)
         assert policy.finished == 0, "health and ping were answered after the inference"
         ActionChunk.from_wire(unpack(connection.recv(timeout=10)))
