@@ -41,7 +41,7 @@ def test_a_carton_is_let_go(carton: LiberoSimulator, start: int) -> None:
     assert carton.success
     assert np.abs(actions).max() <= 1.0
     assert {action[6] for action in actions} == {-1.0, 1.0}
-    # Noise only on moving actions, and what was meant is free of it.
+    # Noise only on moving actions; what is kept beside them is their mean, free of it.
     difference = np.abs(np.stack(actions) - np.stack(intended))
     assert 0.02 < difference[:, :3].mean() < 0.1
     assert (difference[:, 6] == 0).all()

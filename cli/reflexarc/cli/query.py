@@ -72,7 +72,7 @@ def _observation(
             images.setdefault(camera.name, rng.integers(0, 256, shape, dtype=np.uint8))
         if state is None:
             numbers = rng.uniform(-0.1, 0.1, contract.state.dimension)
-    observation = Observation(images, numbers, instruction=instruction, seed=seed)
+    observation = Observation(images, numbers, instruction=instruction, seed=seed, step_index=0)
     check_observation(contract, observation)
     return observation
 

@@ -84,15 +84,16 @@ class Episode:
         return self._rows("actions", first, ACTION_DIMENSION)
 
     def expert_actions(self) -> FloatRows:
-        """``float64 (T, 7)``: what the demonstrator meant to do, free of injected noise.
+        """``float64 (T, 7)``: the executed actions' mean over the injected noise.
 
-        Labels for imitation where noise was injected while collecting (DART, arXiv 1703.09327).
+        Labels for imitation where noise was injected while collecting (after DART, arXiv
+        1703.09327, but with the limits' effect on the noise).
         DatasetError in a file that does not hold them.
         """
         with open_hdf5(self.path) as file:
             if "expert_actions" not in file[f"data/{self.demo}"]:
                 raise DatasetError(
-                    f"{self.path}, {self.demo}: the actions that the expert meant are not in this "
+                    f"{self.path}, {self.demo}: the expert's mean actions are not in this "
                     "file; collect it again with 'reflexarc data collect', or train on what was "
                     "executed, with data.labels: executed",
                     field="expert_actions",

@@ -40,7 +40,7 @@ class Demonstration:
     ``actions (T, 7)``, ``states (T, S)``, ``eef_positions (T, 3)``, ``eef_quaternions (T, 4)``,
     ``eef_axis_angles (T, 3)``, ``finger_positions (T, 2)``, ``joint_positions (T, 7)``,
     ``object_positions (T, O, 3)`` of ``object_names``. ``actions`` were executed, noise and all;
-    ``expert_actions (T, 7)`` are what the demonstrator meant to do at each step.
+    ``expert_actions (T, 7)`` are their mean over the noise, given what was seen.
     ``image_steps (F,)`` int64; ``images``: camera name -> uint8 ``(F, H, W, 3)``, upside-down.
     ``object_poses``: object name -> position and quaternion before the first action.
     """

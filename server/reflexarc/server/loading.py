@@ -64,7 +64,15 @@ class CheckpointPolicy:
         """Load and place on ``device``; raises what ``load_checkpoint`` raises."""
         from reflexarc.policy.checkpoint import load_checkpoint
 
-        return cls(load_checkpoint(directory, device), denoising_steps=denoising_steps)
+        loaded = load_checkpoint(directory, device)
+        if loaded.provenance.get("action_heads_trained") is False:
+            logger.warning(
+                "%s is a checkpoint of pre-training: its action heads are random, and so are its "
+                "actions; train the next stage with --init-from %s",
+                loaded.directory,
+                loaded.directory,
+            )
+        return cls(loaded, denoising_steps=denoising_steps)
 
     @property
     def contract(self) -> PolicyContract:

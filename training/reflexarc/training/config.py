@@ -62,7 +62,7 @@ class DataConfig(RecipeModel):
     are held out, drawn with ``split_seed``: whole episodes, never frames of one episode.
     ``alignment`` says whether observations stand before or after their action, in files that do
     not show it. ``labels`` says which actions the policy learns, and so which the statistics are
-    of: those that were executed, or those that the expert meant, without injected noise.
+    of: those that were executed, or their mean over the noise injected while collecting.
     """
 
     suite: str = "libero_object"

@@ -129,11 +129,11 @@ class _Recorder:
         self.raw_states: list[RawState] = []
         self.snapshots: list[RenderSnapshot] = []
 
-    def before_step(self, action: FloatArray, intended: FloatArray) -> None:
+    def before_step(self, action: FloatArray, mean: FloatArray) -> None:
         if len(self.actions) % self._render_every == 0:
             self.snapshots.append(self._simulator.snapshot())
         self.actions.append(action.copy())
-        self.expert_actions.append(intended.copy())
+        self.expert_actions.append(mean.copy())
         self.object_positions.append(self._scene.movable_positions())
         self.states.append(self._simulator.state())
         self.raw_states.append(self._simulator.observe_state())

@@ -47,8 +47,8 @@ def run_expert(
     Args:
         seed: of the action noise.
         noise: standard deviation of the noise, in units of the action.
-        before_step: called with every action ``(7,)`` just before it is executed, and with the
-            action that the expert intended, without the noise.
+        before_step: called with every action ``(7,)`` just before it is executed, and with its
+            mean over the noise.
 
     Raises:
         UnsupportedGoalError: the task needs more than picking and placing.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import norm
 
 from reflexarc.eval.libero.geometry import POINTING_DOWN, rotation_about_z
 from reflexarc.eval.libero.simulator import LiberoSimulator
@@ -16,7 +17,7 @@ OPEN, CLOSE = -1.0, 1.0
 # An action of 1 moves the goal of the controller by 5 cm or 0.5 rad.
 _METRES_PER_ACTION, _RADIANS_PER_ACTION = 0.05, 0.5
 _FASTEST_TURN = 0.6
-_ROTATION_NOISE = 0.3
+_NOISE_SCALE = np.array([1.0, 1.0, 1.0, 0.3, 0.3, 0.3])
 
 
 class ExpertFailure(Exception):  # noqa: N818 - an outcome of an episode, not an error
@@ -29,8 +30,8 @@ class Arm:
     Args:
         noise: standard deviation of Gaussian noise on every moving action's translation
             (a third of it on its rotation), in units of the action.
-        before_step: called with the action ``(7,)`` that is about to be executed, and with the
-            one ``(7,)`` that was intended before the noise.
+        before_step: called with the action ``(7,)`` that is about to be executed, and with its
+            mean ``(7,)`` over the noise, see :func:`mean_of_clipped`.
     """
 
     def __init__(
@@ -124,19 +125,39 @@ class Arm:
     def _noisy(self, action: FloatArray) -> FloatArray:
         if not self._noise:
             return action
-        scale = np.array([1.0, 1.0, 1.0, *[_ROTATION_NOISE] * 3])
         noisy = action.copy()
-        noisy[:6] += self._rng.normal(0.0, self._noise, 6) * scale
+        noisy[:6] += self._rng.normal(0.0, self._noise, 6) * _NOISE_SCALE
         return noisy
+
+    def _mean(self, intended: FloatArray) -> FloatArray:
+        if not self._noise:
+            return np.clip(intended, -1.0, 1.0)
+        mean = intended.copy()
+        mean[:6] = mean_of_clipped(intended[:6], self._noise * _NOISE_SCALE)
+        return mean
 
     def _step(self, intended: FloatArray, *, noisy: bool = False) -> None:
         action = np.clip(self._noisy(intended) if noisy else intended, -1.0, 1.0)
         if self._before_step is not None:
-            self._before_step(action, np.clip(intended, -1.0, 1.0))
+            self._before_step(action, self._mean(intended) if noisy else action)
         self.success = self._simulator.step(action)
         self.steps += 1
         if self.steps >= self._max_steps:
             raise ExpertFailure("out of steps")
+
+
+def mean_of_clipped(intended: FloatArray, deviation: FloatArray) -> FloatArray:
+    """Mean of ``clip(intended + noise, -1, 1)`` under Gaussian noise of these deviations.
+
+    What the arm does on average. At full speed it is slower than what was intended, because the
+    limit cuts the noise on one side; a policy that learnt the intention would run ahead of the
+    demonstrations and see positions at which none of them decided.
+    """
+    low, high = (-1 - intended) / deviation, (1 - intended) / deviation
+    inside = intended * (norm.cdf(high) - norm.cdf(low))
+    inside += deviation * (norm.pdf(low) - norm.pdf(high))
+    mean: FloatArray = inside - norm.cdf(low) + norm.sf(high)
+    return mean
 
 
 def rotation_vector(rotation: FloatArray) -> FloatArray:
