@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from reflexarc.policy.statevla.config import KeypointsConfig, StateVLAConfig
-from reflexarc.policy.statevla.encoder import Representation
+from reflexarc.policy.statevla.encoder import FourierFeatures, Representation
 from reflexarc.policy.statevla.vision_tokens import KeypointTokens
 
 GRID, CHANNELS, D_MODEL = (5, 7), 6, 16
@@ -76,6 +78,7 @@ def test_every_parameter_learns_and_rows_are_independent() -> None:
         d_state=4,
         keypoints=KeypointsConfig(number=4, hidden=8, tokens=2),
         language_dimension=12,
+        state_octaves=3,
         state_hidden=16,
     )
     module = Representation(config, state=8, cameras=2, grid=GRID, channels=CHANNELS)
@@ -101,3 +104,12 @@ def test_every_parameter_learns_and_rows_are_independent() -> None:
 def test_keypoints_must_be_dealt_out_evenly() -> None:
     with pytest.raises(ValidationError, match=r"keypoints.number 5 is no multiple of .* 2"):
         KeypointsConfig(number=5, tokens=2)
+
+
+def test_fourier_features() -> None:
+    x = torch.tensor([[0.5, -1.0]])
+    torch.testing.assert_close(FourierFeatures(0)(x), x)
+    out = FourierFeatures(2)(x)
+    assert out.shape == (1, 10)
+    torch.testing.assert_close(out[0, 2], torch.tensor(math.sin(math.pi / 4)))
+    torch.testing.assert_close(out[0, 9], torch.tensor(math.cos(-math.pi)))

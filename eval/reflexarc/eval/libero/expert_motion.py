@@ -17,7 +17,7 @@ OPEN, CLOSE = -1.0, 1.0
 # An action of 1 moves the goal of the controller by 5 cm or 0.5 rad.
 _METRES_PER_ACTION, _RADIANS_PER_ACTION = 0.05, 0.5
 _FASTEST_TURN = 0.6
-_NOISE_SCALE = np.array([1.0, 1.0, 1.0, 0.3, 0.3, 0.3])
+_NOISE_SCALE: FloatArray = np.array([1.0, 1.0, 1.0, 0.3, 0.3, 0.3])
 
 
 class ExpertFailure(Exception):  # noqa: N818 - an outcome of an episode, not an error
@@ -125,14 +125,14 @@ class Arm:
     def _noisy(self, action: FloatArray) -> FloatArray:
         if not self._noise:
             return action
-        noisy = action.copy()
+        noisy: FloatArray = action.copy()
         noisy[:6] += self._rng.normal(0.0, self._noise, 6) * _NOISE_SCALE
         return noisy
 
     def _mean(self, intended: FloatArray) -> FloatArray:
         if not self._noise:
-            return np.clip(intended, -1.0, 1.0)
-        mean = intended.copy()
+            return intended.clip(-1.0, 1.0)
+        mean: FloatArray = intended.copy()
         mean[:6] = mean_of_clipped(intended[:6], self._noise * _NOISE_SCALE)
         return mean
 

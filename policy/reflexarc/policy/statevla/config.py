@@ -41,6 +41,7 @@ class StateVLAConfig(PolicyConfig):
         vision: frozen vision backbone and pooling.
         keypoints: learned keypoints instead of a token for every patch; None takes patches.
         language_dimension: of an instruction's embedding.
+        state_octaves: of sines and cosines that stand beside the state; 0 is the plain state.
         state_hidden: width of the state's two-layer projection.
         policy_layers: Mamba blocks of the flow-matching head.
         policy_d_state: state size of the head's Mamba blocks.
@@ -61,6 +62,7 @@ class StateVLAConfig(PolicyConfig):
     vision: VisionBackboneConfig = VisionBackboneConfig()
     keypoints: KeypointsConfig | None = None
     language_dimension: int = Field(default=384, ge=1)
+    state_octaves: int = Field(default=0, ge=0, le=12)
     state_hidden: int = Field(default=256, ge=1)
     policy_layers: int = Field(default=3, ge=1)
     policy_d_state: int = Field(default=64, ge=1)

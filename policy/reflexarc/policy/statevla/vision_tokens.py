@@ -92,6 +92,6 @@ class KeypointTokens(nn.Module):
         attention = (looked_at @ self.scores).softmax(dim=2).transpose(2, 3)  # (B, V, M, P)
         # Places and features have different sizes: both near one, so that neither is drowned.
         keypoints = torch.cat([attention @ self.places, (attention @ normed) @ self.values], dim=-1)
-        dealt = keypoints.unflatten(2, (self.tokens, -1)).flatten(3)  # (B, V, tokens, ·)
+        dealt = keypoints.reshape(batch, cameras, self.tokens, -1)
         tokens: Tensor = torch.einsum("bvtk,vtkd->bvtd", dealt, self.projection) + self.bias
         return tokens
