@@ -29,12 +29,14 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    tasks: Annotated[str, typer.Option(help="Tasks of libero_object.")] = "0,9",
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks of libero_object; default: 0,9, and 0-9 with --full.")
+    ] = None,
     states: Annotated[
         str, typer.Option(help="Benchmark states; none of them was trained on.")
     ] = "45-47",
     full: Annotated[
-        bool, typer.Option("--full", help="All reported states 40-49: the README's table.")
+        bool, typer.Option("--full", help="All ten tasks, states 40-49: the README's table.")
     ] = False,
     port: Annotated[int, typer.Option(help="Port of the server; 0 takes a free one.", min=0)] = 0,
     output: Annotated[
@@ -55,7 +57,8 @@ def demo(
     with _serve(checkpoint, port or _free_port(), output / "server.log") as url:
         arguments = [
             *("eval", "libero", "--server", url, "--suite", "libero_object"),
-            *("--tasks", tasks, "--states", "40-49" if full else states),
+            *("--tasks", tasks or ("0-9" if full else "0,9")),
+            *("--states", "40-49" if full else states),
             *("--baselines", "replay,blank", "--demonstrations", str(recorded)),
             *("--videos", "all", "--workers", str(workers), "--output", str(output)),
         ]
