@@ -206,7 +206,7 @@ def test_a_contract_that_libero_cannot_meet_is_refused_before_the_simulator(
     options = ["--tasks", "0", "--trials", "1", "--baselines", "none"]
     printed = finish(start(null_server, tmp_path / "output", *options), status=2)
     assert "contract_violation" in printed
-    assert "state.layout: 'joint6'" in printed and "needs_goal_image" in printed
+    assert "asked for 'joint6'" in printed and "needs_goal_image" in printed
     assert not (tmp_path / "output").exists()
 
 

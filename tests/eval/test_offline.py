@@ -32,7 +32,8 @@ from reflexarc.eval.results import ResultsError
 from reflexarc.server import BackgroundServer, NullPolicy, libero_contract
 
 ROOT = Path(__file__).resolve().parents[2]
-DATA = ROOT / "checkpoints" / "demo_demonstrations"
+# Two real demonstrations of the first version, without the expert's mean actions.
+DATA = ROOT / "tests" / "recordings"
 SOUP, JUICE = "alphabet_soup", "orange_juice"
 # The files' images are 64 pixels high, one in 16 steps.
 CONTRACT = libero_contract().model_copy(update={"cameras": libero_cameras(32, 64)})

@@ -178,7 +178,7 @@ def test_actions_that_are_not_finite_are_an_error(
 ) -> None:
     loaded = load_checkpoint(saved)
     # The bias of the last layer: infinity must not be clipped to a full motion.
-    loaded.policy.flow.action_out.bias.fill_(value)  # type: ignore[union-attr, operator]
+    loaded.policy.flow.action_out[-1].bias.fill_(value)  # type: ignore[union-attr, index, operator]
     with pytest.raises(InferenceError, match="not finite"):
         PolicyRuntime(loaded).infer([observe(1)])
 

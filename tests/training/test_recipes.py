@@ -72,7 +72,7 @@ def test_a_wrong_stage_is_named(arguments: dict[str, Any], message: str) -> None
     [
         ("horizon: 4", "horizn: 4", r"'stages\.representation\.objective\.horizn'.*horizon"),
         ("freeze: [repr", "freze: [repr", r"'stages\.policy\.freze'.*'stages\.policy\.freeze'"),
-        ("epochs: 30", "epochs: no", r"stages\.policy\.training\.epochs"),
+        ("epochs: 14", "epochs: no", r"stages\.policy\.training\.epochs"),
         ("name: policy", "name: representation", "names of stages must differ"),
         ("\nstages:", "\nfreeze: []\nstages:", "freeze stands beside stages"),
         ("  - name: policy", "  - called: policy", "stage 2 must be a map of keys with a name"),
