@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from reflexarc.eval.compare import Comparison, compare
+from reflexarc.eval.durable_log import ResultsError
 from reflexarc.eval.intervals import PairedCounts, mcnemar_exact, paired_difference
 from reflexarc.eval.report_html.compare_page import markdown, write_comparison
-from reflexarc.eval.results import ResultsError
 
 from .results_folders import IDENTITY, episode, told_another, write_folder
 

@@ -19,9 +19,10 @@ from reflexarc.contract.policy_contract import PolicyContract
 from reflexarc.data.libero_hdf5 import open_libero
 from reflexarc.eval.arms import ARMS, BASELINES
 from reflexarc.eval.baselines import load_demonstration
+from reflexarc.eval.durable_log import ResultsError
 from reflexarc.eval.episodes import _roll_out
 from reflexarc.eval.report_table import markdown, rich_table
-from reflexarc.eval.results import EpisodeKey, EpisodeResult, ResultsError, ResultsLog, RunIdentity
+from reflexarc.eval.results import EpisodeKey, EpisodeResult, ResultsLog, RunIdentity
 from reflexarc.eval.run import evaluate
 from reflexarc.eval.run_settings import RunSettings, parse_baselines
 from reflexarc.eval.shown_images import RecordedImages

@@ -24,11 +24,11 @@ from reflexarc.contract.errors import (
 )
 from reflexarc.contract.policy_contract import History, libero_cameras
 from reflexarc.data.libero_hdf5 import open_libero
+from reflexarc.eval.durable_log import ResultsError
 from reflexarc.eval.offline import evaluate_offline
 from reflexarc.eval.offline_data import select_episodes
 from reflexarc.eval.offline_settings import OfflineSettings
 from reflexarc.eval.offline_summary import OfflineSummary
-from reflexarc.eval.results import ResultsError
 from reflexarc.server import BackgroundServer, NullPolicy, libero_contract
 
 ROOT = Path(__file__).resolve().parents[2]

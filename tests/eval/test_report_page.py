@@ -11,12 +11,12 @@ import pytest
 from typer.testing import CliRunner
 
 from reflexarc.contract import PolicyContract
+from reflexarc.eval.durable_log import ResultsError
 from reflexarc.eval.report_html import write_report_if_possible
 from reflexarc.eval.report_html.figures import Curve, share_plot
 from reflexarc.eval.report_html.films import FilmLibrary, filmstrip
 from reflexarc.eval.report_html.palette import DARK, LIGHT
 from reflexarc.eval.report_html.run_page import write_report
-from reflexarc.eval.results import ResultsError
 from reflexarc.eval.run import evaluate
 from reflexarc.eval.run_settings import RunSettings
 

@@ -9,8 +9,9 @@ import pytest
 
 from reflexarc.contract.policy_contract import PolicyContract
 from reflexarc.eval.arms import Arm
+from reflexarc.eval.durable_log import ResultsError
 from reflexarc.eval.report_table import format_indices, markdown
-from reflexarc.eval.results import EpisodeKey, EpisodeResult, ResultsError, ResultsLog, RunIdentity
+from reflexarc.eval.results import EpisodeKey, EpisodeResult, ResultsLog, RunIdentity
 from reflexarc.eval.run_settings import RunSettings
 from reflexarc.eval.summary import summarize, write_summary
 

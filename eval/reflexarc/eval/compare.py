@@ -7,13 +7,14 @@ from pathlib import Path
 
 from reflexarc.contract.policy_contract import FrozenModel
 from reflexarc.eval.arms import Arm
+from reflexarc.eval.durable_log import ResultsError
 from reflexarc.eval.intervals import (
     PairedCounts,
     mcnemar_exact,
     paired_difference,
     wilson_interval,
 )
-from reflexarc.eval.results import EpisodeKey, EpisodeResult, ResultsError
+from reflexarc.eval.results import EpisodeKey, EpisodeResult
 from reflexarc.eval.saved_run import RUN_FIELDS, read_results
 from reflexarc.eval.summary import RateSummary
 

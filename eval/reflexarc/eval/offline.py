@@ -39,7 +39,8 @@ def evaluate_offline(settings: OfflineSettings, notify: Notify = print) -> Offli
             try:
                 _run(policy, recorded, log, settings, notify)
             finally:
-                asked = [log.episodes[one.name] for one in recorded if one.name in log.episodes]
+                finished = log.episodes
+                asked = [finished[one.name] for one in recorded if one.name in finished]
                 if asked:
                     summary = summarize_offline(
                         asked,
@@ -59,7 +60,8 @@ def _run(
     notify: Notify,
 ) -> None:
     identity = settings.identity(policy.contract)
-    todo = [one for one in recorded if one.name not in log.episodes]
+    finished = log.episodes
+    todo = [one for one in recorded if one.name not in finished]
     if len(todo) < len(recorded):
         notify(
             f"{len(recorded) - len(todo)} of {len(recorded)} episodes are finished in {log.path}; "

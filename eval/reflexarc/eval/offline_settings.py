@@ -24,6 +24,14 @@ class OfflineIdentity(FrozenModel):
     seed: int
     resize: bool
 
+    def differences(self, other: OfflineIdentity) -> list[str]:
+        """The fields in which a run that is ``other`` differs."""
+        return [
+            f"{name}: there {there!r}, this run {here!r}"
+            for name in OfflineIdentity.model_fields
+            if (there := getattr(self, name)) != (here := getattr(other, name))
+        ]
+
 
 class OfflineSettings(FrozenModel):
     """One call of ``reflexarc eval offline``.

@@ -1,28 +1,19 @@
-"""Finished episodes on disk: one JSON line each, appended durably, read back when resuming."""
+"""What one finished episode of ``reflexarc eval libero`` says, and a folder of them."""
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from reflexarc.contract.errors import ReflexarcError
 from reflexarc.contract.policy_contract import FrozenModel
 from reflexarc.eval.arms import ARMS, Arm
+from reflexarc.eval.durable_log import DurableLog, parse_lines
 
 Reason = Literal["success", "named_goal", "timeout"]
-RESULTS_FILE = "results.jsonl"
-
-
-class ResultsError(ReflexarcError):
-    """A results file that cannot be read, is in use, or holds another run's episodes."""
-
-    code = "results"
+TITLE = "an episode"
 
 
 class EpisodeKey(NamedTuple):
@@ -134,97 +125,21 @@ class EpisodeResult(FrozenModel):
         return [f"{name}: there {a!r}, this run {b!r}" for name, a, b in pairs if a != b]
 
 
-class ResultsLog:
-    """``results.jsonl`` of an output folder, held by one run at a time.
-
-    Opening it reads the finished episodes, drops a half-written last line (with a notice), and
-    refuses episodes of another checkpoint or other settings.
-
-    Raises ResultsError naming the file and what differs.
-    """
+class ResultsLog(DurableLog[EpisodeResult]):
+    """The finished episodes of an output folder; refuses those of another run than ``identity``."""
 
     def __init__(
         self, folder: Path, identity: RunIdentity, notify: Callable[[str], None] = print
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / RESULTS_FILE
-        self._identity = identity
-        self._file = self.path.open("a+b")
-        try:
-            self._lock()
-            self.results = self._read(notify)
-        except BaseException:
-            self._file.close()
-            raise
-
-    def __enter__(self) -> ResultsLog:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
+        super().__init__(
+            folder, EpisodeResult, TITLE, lambda result: result.differences(identity), notify
+        )
 
     @property
     def finished(self) -> set[EpisodeKey]:
         return {result.key for result in self.results}
 
-    def append(self, result: EpisodeResult) -> None:
-        """Write one line and force it to the disk."""
-        self._file.write(result.model_dump_json().encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self.results.append(result)
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ResultsError(
-                f"{self.path} is being written by another run; wait for it, or choose another "
-                "--output"
-            ) from None
-
-    def _read(self, notify: Callable[[str], None]) -> list[EpisodeResult]:
-        self._file.seek(0)
-        content = self._file.read()
-        complete = content[: content.rfind(b"\n") + 1]
-        if len(complete) < len(content):
-            notify(
-                f"{self.path}: the last line is half-written ({len(content) - len(complete)} "
-                "bytes); dropped, its episode runs again"
-            )
-            self._file.truncate(len(complete))
-        results = parse_results(complete, self.path)
-        self._refuse_foreign(results)
-        return results
-
-    def _refuse_foreign(self, results: Sequence[EpisodeResult]) -> None:
-        for number, result in enumerate(results, start=1):
-            found = result.differences(self._identity)
-            if found:
-                raise ResultsError(
-                    f"{self.path} line {number} is of another run ({'; '.join(found)}); choose "
-                    "another --output, or give the settings of the run that began there",
-                    field=found[0].split(":")[0],
-                )
-
 
 def parse_results(content: bytes, path: Path) -> list[EpisodeResult]:
     """Read complete lines. Raises ResultsError naming the line that is no episode."""
-    results = []
-    for number, line in enumerate(content.splitlines(), start=1):
-        try:
-            results.append(EpisodeResult.model_validate_json(line))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the line"
-            raise ResultsError(
-                f"{path} line {number} is not an episode: {where}: {first['msg']}; "
-                "remove that line to run its episode again",
-                field=where,
-            ) from error
-    return results
+    return parse_lines(content, path, EpisodeResult, TITLE)

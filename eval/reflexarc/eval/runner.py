@@ -12,8 +12,9 @@ from reflexarc.client import PolicyClient
 from reflexarc.contract import PolicyContract
 from reflexarc.eval.arms import ARMS
 from reflexarc.eval.baselines import Demonstration
+from reflexarc.eval.durable_log import ResultsError
 from reflexarc.eval.episodes import TaskRun, run_episode
-from reflexarc.eval.results import EpisodeKey, EpisodeResult, ResultsError, RunIdentity
+from reflexarc.eval.results import EpisodeKey, EpisodeResult, RunIdentity
 from reflexarc.eval.run_settings import RunSettings
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from reflexarc.eval.results import RESULTS_FILE, EpisodeResult, ResultsError, parse_results
+from reflexarc.eval.durable_log import RESULTS_FILE, ResultsError
+from reflexarc.eval.results import EpisodeResult, parse_results
 from reflexarc.eval.summary import Summary
 
 SUMMARY_FILE = "summary.json"
