@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from reflexarc.contract.errors import ConfigError, SimulatorError
-from reflexarc.data.libero_hdf5 import Episode, open_libero
+from reflexarc.data.libero_episode import Episode
+from reflexarc.data.libero_hdf5 import open_libero
 from reflexarc.data.libero_writer import TaskFileWriter
 from reflexarc.eval.libero.collect import CollectionSettings, collect
 from reflexarc.eval.libero.collect_worker import attempt_seed

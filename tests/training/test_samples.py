@@ -18,7 +18,8 @@ from reflexarc.contract.policy_contract import (
     libero_action,
     libero_cameras,
 )
-from reflexarc.data.libero_hdf5 import Episode, Labels, LiberoDataset, open_libero
+from reflexarc.data.libero_episode import Episode, Labels
+from reflexarc.data.libero_hdf5 import LiberoDataset, open_libero
 from reflexarc.data.statistics import compute_statistics
 from reflexarc.policy.processing import Processor
 from reflexarc.policy.windows import pad_window

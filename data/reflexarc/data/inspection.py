@@ -12,13 +12,8 @@ import numpy as np
 
 from reflexarc.contract.errors import DatasetError
 from reflexarc.contract.policy_contract import LIBERO_STATES, libero_action
-from reflexarc.data.libero_hdf5 import (
-    Episode,
-    FloatRows,
-    find_files,
-    list_demos,
-    read_episode,
-)
+from reflexarc.data.libero_episode import Episode, FloatRows
+from reflexarc.data.libero_hdf5 import find_files, list_demos, read_episode
 from reflexarc.data.libero_layout import CAMERA_DATASETS, Alignment, open_hdf5
 
 _FRAMES_AT_ONCE = 64

@@ -7,7 +7,8 @@ import numpy as np
 from reflexarc.contract.errors import DatasetError
 from reflexarc.contract.policy_contract import LIBERO_STATES, libero_action
 from reflexarc.contract.statistics import FeatureStatistics, NormalizationStatistics
-from reflexarc.data.libero_hdf5 import Labels, LiberoDataset
+from reflexarc.data.libero_episode import Labels
+from reflexarc.data.libero_hdf5 import LiberoDataset
 
 
 def compute_statistics(

@@ -20,7 +20,7 @@ from reflexarc.eval.shown_images import ShownImages
 from reflexarc.eval.videos import Film
 
 if TYPE_CHECKING:
-    from reflexarc.data.libero_hdf5 import Episode
+    from reflexarc.data.libero_episode import Episode
     from reflexarc.eval.libero.observation import LiberoObserver
     from reflexarc.eval.libero.simulator import LiberoSimulator
 

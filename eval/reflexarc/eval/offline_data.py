@@ -14,7 +14,8 @@ import numpy.typing as npt
 from reflexarc.contract import HistoryRow, Observation, PolicyContract
 from reflexarc.contract.errors import ConfigError, DatasetError
 from reflexarc.contract.images import prepare_image
-from reflexarc.data.libero_hdf5 import Episode, open_libero
+from reflexarc.data.libero_episode import Episode
+from reflexarc.data.libero_hdf5 import open_libero
 from reflexarc.eval.libero.observation import check_libero_contract
 from reflexarc.eval.offline_settings import Labels, OfflineSettings
 

@@ -12,7 +12,7 @@ from reflexarc.contract.images import prepare_image
 from reflexarc.contract.policy_contract import PolicyContract
 
 if TYPE_CHECKING:
-    from reflexarc.data.libero_hdf5 import Episode
+    from reflexarc.data.libero_episode import Episode
     from reflexarc.eval.libero.observation import LiberoObserver
     from reflexarc.eval.libero.simulator import LiberoSimulator
     from reflexarc.eval.videos import Film

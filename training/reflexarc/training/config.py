@@ -18,7 +18,7 @@ from reflexarc.contract.policy_contract import (
     NormalizationMode,
     Orientation,
 )
-from reflexarc.data.libero_hdf5 import Labels
+from reflexarc.data.libero_episode import Labels
 from reflexarc.training.config_base import Fraction, NotNegative, Positive, RecipeModel
 from reflexarc.training.config_objectives import FlowMatchingConfig, ObjectiveConfig
 

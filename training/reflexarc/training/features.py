@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from reflexarc.contract import Camera, PolicyContract
 from reflexarc.contract.images import prepare_image
-from reflexarc.data.libero_hdf5 import Episode
+from reflexarc.data.libero_episode import Episode
 from reflexarc.policy.interface import Policy, Task, Tensors
 
 _FORMAT = 1

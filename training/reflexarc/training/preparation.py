@@ -16,7 +16,8 @@ import torch
 from reflexarc.contract import Camera, NormalizationStatistics, PolicyContract
 from reflexarc.contract.errors import ConfigError, DatasetError
 from reflexarc.contract.policy_contract import LIBERO_STATES, libero_action
-from reflexarc.data.libero_hdf5 import Episode, LiberoDataset, open_libero
+from reflexarc.data.libero_episode import Episode
+from reflexarc.data.libero_hdf5 import LiberoDataset, open_libero
 from reflexarc.data.statistics import compute_statistics
 from reflexarc.policy.checkpoint import LoadedPolicy
 from reflexarc.policy.interface import Policy, Task, Tensors

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from reflexarc.contract.errors import ConfigError
-from reflexarc.data.libero_hdf5 import Episode, Labels
+from reflexarc.data.libero_episode import Episode, Labels
 from reflexarc.policy.interface import Tensors
 from reflexarc.policy.processing import Processor
 from reflexarc.training.feature_memory import FeatureRows

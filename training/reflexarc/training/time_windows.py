@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reflexarc.contract.errors import ConfigError
-from reflexarc.data.libero_hdf5 import Episode
+from reflexarc.data.libero_episode import Episode
 
 Steps = npt.NDArray[np.int64]
 _OFFERED_UP_TO = 40

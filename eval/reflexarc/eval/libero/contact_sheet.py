@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from reflexarc.data.libero_hdf5 import Episode, open_libero
+from reflexarc.data.libero_episode import Episode
+from reflexarc.data.libero_hdf5 import open_libero
 
 _DEMOS_A_TASK = 3
 _MARGIN, _CAPTION = 4, 16

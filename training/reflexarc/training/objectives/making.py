@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from reflexarc.contract.errors import ConfigError
-from reflexarc.data.libero_hdf5 import Episode
+from reflexarc.data.libero_episode import Episode
 from reflexarc.policy.interface import Policy, Task
 from reflexarc.training.config import Recipe
 from reflexarc.training.config_objectives import FlowMatchingConfig

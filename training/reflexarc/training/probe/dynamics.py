@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from reflexarc.contract.errors import CheckpointError, ConfigError
-from reflexarc.data.libero_hdf5 import Episode
+from reflexarc.data.libero_episode import Episode
 from reflexarc.policy.processing import Processor
 from reflexarc.training.objectives.temporal_predictor import TemporalPredictor
 from reflexarc.training.probe.inputs import ProbedInputs, Z

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from reflexarc.contract.errors import ConfigError, DatasetError
-from reflexarc.data.libero_hdf5 import Episode, LiberoDataset, open_libero
+from reflexarc.data.libero_episode import Episode
+from reflexarc.data.libero_hdf5 import LiberoDataset, open_libero
 from reflexarc.training.probe.ridge import Floats, Integers
 from reflexarc.training.samples import split_episodes
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from reflexarc.contract.errors import ConfigError
-from reflexarc.data.libero_hdf5 import Episode
+from reflexarc.data.libero_episode import Episode
 from reflexarc.policy.checkpoint import LoadedPolicy
 from reflexarc.policy.interface import Policy, Task
 from reflexarc.training.feature_memory import FeatureRows
