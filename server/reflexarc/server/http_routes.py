@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
-from reflexarc.contract import ReflexarcError, pack
+from reflexarc.contract import Observation, ReflexarcError, pack, unpack
 from reflexarc.contract.codec import MAX_FRAME_BYTES
 from reflexarc.contract.errors import (
     CodecError,
@@ -21,12 +21,13 @@ from reflexarc.contract.errors import (
     UnknownInstructionError,
 )
 from reflexarc.server.dialects import json_http, native
-from reflexarc.server.inference import Inference, handshake, infer_one, internal_error
+from reflexarc.server.inference import handshake, internal_error
 from reflexarc.server.origin import origin_is_foreign
 from reflexarc.server.service import Phase, PolicyService
 
 logger = logging.getLogger(__name__)
 POLICY_HEADER = "Reflexarc-Policy"
+JSON_TYPE = "application/json"
 MSGPACK_TYPES = ("application/msgpack", "application/x-msgpack", "application/vnd.msgpack")
 # What is sent beyond the cap is read and dropped up to here, so that the sender reads the 413
 # instead of a reset connection.
@@ -139,18 +140,29 @@ async def _actions(request: Request, service: PolicyService) -> Response:
     received = time.perf_counter()
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     as_msgpack = content_type in MSGPACK_TYPES
+    request_id = None
     try:
         if _is_foreign(request):
             return _refused_page(request)
-        inference = service.inference
+        _ = service.inference  # before the body is read: is the server ready?
         body = await _read_body(request)
-        answer = _answer_msgpack if as_msgpack else _answer_json
-        with service.request():
-            response = await service.run(partial(answer, inference, body, received))
-            response.headers.update(_policy_header(service))
-            return response
+        with service.ticket("http", received=received, bytes_in=len(body)) as ticket:
+            value = await service.parse(partial(unpack if as_msgpack else json_http.parse, body))
+            request_id = native.request_id_of(value)
+            form = Observation.from_wire if as_msgpack else json_http.observation_from_json
+            observation = await service.parse(partial(form, value))
+            chunk = await service.answer(ticket, observation)
+            if as_msgpack:
+                reply, media_type = pack(chunk.to_wire()), MSGPACK_TYPES[0]
+            else:
+                reply, media_type = json_http.dump(json_http.chunk_to_json(chunk)), JSON_TYPE
+            ticket.bytes_out = len(reply)
+            return Response(reply, headers=_policy_header(service), media_type=media_type)
     except ReflexarcError as error:
-        return _error_response(error, as_msgpack=as_msgpack)
+        return _error_response(error, as_msgpack=as_msgpack, request_id=request_id)
+    except Exception:
+        failure = internal_error("the server failed on a request")
+        return _error_response(failure, as_msgpack=as_msgpack, request_id=request_id)
 
 
 def _is_foreign(request: Request) -> bool:
@@ -187,29 +199,6 @@ async def _read_body(request: Request) -> bytes:
     return b"".join(chunks)
 
 
-def _answer_msgpack(inference: Inference, body: bytes, received: float) -> Response:
-    reply, error = native.answer(inference, body, received)
-    status = 200 if error is None else status_of(error)
-    return Response(reply, status, media_type=MSGPACK_TYPES[0])
-
-
-def _answer_json(inference: Inference, body: bytes, received: float) -> Response:
-    queue_ms = (time.perf_counter() - received) * 1000
-    request_id = None
-    try:
-        value = json_http.parse(body)
-        request_id = native.request_id_of(value)
-        chunk = infer_one(inference, json_http.observation_from_json(value))
-        reply = json_http.chunk_to_json(chunk)
-        reply["timing"] = {"queue_ms": queue_ms, **chunk.timing}
-        return Response(json_http.dump(reply), media_type="application/json")
-    except ReflexarcError as error:
-        return _error_response(error, as_msgpack=False, request_id=request_id)
-    except Exception:
-        failure = internal_error("the server failed on a request")
-        return _error_response(failure, as_msgpack=False, request_id=request_id)
-
-
 def _error_response(
     error: ReflexarcError, *, as_msgpack: bool, request_id: str | None = None
 ) -> Response:
@@ -218,6 +207,4 @@ def _error_response(
     headers = {"Retry-After": "1"} if isinstance(error, NotReadyError) else None
     if as_msgpack:
         return Response(pack(content), status_of(error), headers, media_type=MSGPACK_TYPES[0])
-    return Response(
-        json_http.dump(content), status_of(error), headers, media_type="application/json"
-    )
+    return Response(json_http.dump(content), status_of(error), headers, media_type=JSON_TYPE)

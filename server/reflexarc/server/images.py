@@ -20,7 +20,7 @@ def decode_images(contract: PolicyContract, observation: Observation) -> Observa
 
     Raises CodecError naming the field of an image that cannot be decoded.
     """
-    if not _has_encoded(observation):
+    if not has_encoded_images(observation):
         return observation
     history = observation.history
     if len(history) <= contract.history.span:
@@ -39,7 +39,8 @@ def decode_images(contract: PolicyContract, observation: Observation) -> Observa
     return replace(observation, images=images, history=history, goal_image=goal)
 
 
-def _has_encoded(observation: Observation) -> bool:
+def has_encoded_images(observation: Observation) -> bool:
+    """Whether any of its images is compressed."""
     maps = [observation.images, observation.goal_image, *(r.images for r in observation.history)]
     return any(isinstance(image, EncodedImage) for m in maps if m for image in m.values())
 

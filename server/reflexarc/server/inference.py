@@ -1,6 +1,6 @@
 """One observation through a policy: decode images, check the contract, infer, check the chunk.
 
-Everything here is synchronous and runs in the worker thread, never on the event loop.
+Everything here is synchronous. Inference runs in the worker thread, never on the event loop.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import logging
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -71,29 +71,48 @@ def handshake(inference: Inference) -> dict[str, Any]:
     }
 
 
-def infer_one(
-    inference: Inference, observation: Observation, connection: str | None = None
-) -> ActionChunk:
-    """The chunk for one observation, with ``decode_ms`` and ``infer_ms`` in its timing.
+@dataclass(frozen=True)
+class Prepared:
+    """An observation that may go to the policy.
+
+    Attributes:
+        observation: images decoded, checked, with a seed and the session that it belongs to.
+        named_session: the session as the client named it.
+        received: ``time.perf_counter()`` when the request arrived.
+        decode_ms: of images.
+    """
+
+    observation: Observation
+    named_session: str | None
+    received: float
+    decode_ms: float
+
+
+def prepare(
+    inference: Inference,
+    observation: Observation,
+    received: float,
+    connection: str | None = None,
+) -> Prepared:
+    """Decode the images and check an observation before it may join a batch.
 
     Args:
         inference: the policy.
         observation: as it came.
+        received: ``time.perf_counter()`` when the request arrived.
         connection: the session of an observation that names none; None where there is no
             connection to keep one for.
 
     Raises:
         CodecError: an image that cannot be decoded.
         ContractViolationError: the observation differs from the contract.
-        HistoryMissingError: the session lacks rows that the observation leaves out.
-        InferenceError: the policy raised, or its chunk is not executable; details are logged
-            under the error id that the message names.
     """
     started = time.perf_counter()
     named = observation.session_id
     observation = replace(
         decode_images(inference.contract, observation),
         session_id=connection if named is None else named,
+        seed=secrets.randbits(_SEED_BITS) if observation.seed is None else observation.seed,
     )
     check_observation(inference.contract, observation)
     if observation.action_prefix is not None and not inference.sampling.get("supports_prefix"):
@@ -101,19 +120,30 @@ def infer_one(
             "action_prefix: this policy samples whole chunks and takes no prefix; leave it out",
             field="action_prefix",
         )
-    if observation.seed is None:
-        observation = replace(observation, seed=secrets.randbits(_SEED_BITS))
-    decoded = time.perf_counter()
-    chunk = _guarded(inference, observation)
+    return Prepared(observation, named, received, (time.perf_counter() - started) * 1000)
+
+
+def infer_checked(inference: Inference, prepared: Prepared) -> ActionChunk:
+    """The policy's chunk, safe to send, with what it took in its timing.
+
+    Raises:
+        HistoryMissingError: the session lacks rows that the observation leaves out.
+        InferenceError: the policy raised, or its chunk is not executable; details are logged
+            under the error id that the message names.
+    """
+    started = time.perf_counter()
+    chunk = _guarded(inference, prepared.observation)
     finished = time.perf_counter()
     return replace(
         chunk,
-        request_id=observation.request_id,
-        session_id=named,
+        request_id=prepared.observation.request_id,
+        session_id=prepared.named_session,
         timing={
             **chunk.timing,
-            "decode_ms": (decoded - started) * 1000,
-            "infer_ms": (finished - decoded) * 1000,
+            "queue_ms": (started - prepared.received) * 1000 - prepared.decode_ms,
+            "decode_ms": prepared.decode_ms,
+            "infer_ms": (finished - started) * 1000,
+            "batch_size": 1.0,
         },
     )
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
+from functools import partial
 from typing import TypeVar
 
-from reflexarc.contract import ReflexarcError
+from reflexarc.contract import ActionChunk, Observation, ReflexarcError
 from reflexarc.contract.errors import NotReadyError
-from reflexarc.server.inference import Inference, internal_error
+from reflexarc.server.exchange import Listener
+from reflexarc.server.images import has_encoded_images
+from reflexarc.server.inference import Inference, infer_checked, internal_error, prepare
+from reflexarc.server.ticket import Listeners, Ticket
 from reflexarc.server.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -36,6 +41,8 @@ class PolicyService:
     Args:
         load: builds the policy; called once, in the worker thread.
         max_waiting: requests that may wait or run at once before new ones are refused.
+        listeners: called with every finished request, on the event loop, after its reply was
+            handed to the socket; to be quick. One that raises is logged and dropped.
 
     Attributes:
         phase: what ``/readyz`` says.
@@ -43,8 +50,16 @@ class PolicyService:
         contract_tag: start of the sha256 of the contract; another policy has another.
     """
 
-    def __init__(self, load: Callable[[], Inference], *, max_waiting: int = 64) -> None:
+    def __init__(
+        self,
+        load: Callable[[], Inference],
+        *,
+        max_waiting: int = 64,
+        listeners: Sequence[Listener] = (),
+    ) -> None:
         self._load = load
+        self._listeners = Listeners(listeners)
+        self._parsers = ThreadPoolExecutor(2, thread_name_prefix="parse")
         self._max_waiting = max_waiting
         self._worker = Worker("inference")
         self._inference: Inference | None = None
@@ -94,8 +109,13 @@ class PolicyService:
             raise NotReadyError(f"the server is {self.phase.value}; ask again when it is ready")
         return self._inference
 
-    def request(self) -> InFlight:
-        """A context that holds the shutdown back until the reply was handed to the socket.
+    def ticket(
+        self, dialect: str, *, received: float, connection: str | None = None, bytes_in: int = 0
+    ) -> Ticket:
+        """Admit a request; a context that ends when its reply was handed to the socket.
+
+        For routes that know when that is, and how large the reply was. It holds the shutdown
+        back, and its end tells the listeners.
 
         Raises NotReadyError when the server is not ready or has too much waiting.
         """
@@ -103,7 +123,72 @@ class PolicyService:
             raise NotReadyError(f"the server is {self.phase.value}; ask again when it is ready")
         if self._in_flight >= self._max_waiting:
             raise NotReadyError(f"{self._in_flight} requests are waiting already; ask again later")
-        return InFlight(self)
+        self._in_flight += 1
+        self._idle.clear()
+        return Ticket(dialect, received, connection, bytes_in, self._closed)
+
+    def _closed(self, ticket: Ticket) -> None:
+        self._in_flight -= 1
+        if self._in_flight == 0:
+            self._idle.set()
+        if self._listeners:
+            self._listeners(ticket.exchange())
+
+    async def infer(
+        self,
+        observation: Observation,
+        *,
+        dialect: str,
+        received: float,
+        connection: str | None = None,
+        bytes_in: int = 0,
+    ) -> ActionChunk:
+        """The chunk for one observation, with milliseconds by name in its timing.
+
+        For routes that hand the reply to the socket before they wait for anything else.
+
+        Args:
+            observation: as it came; compressed images are decoded here, off the event loop.
+            dialect: protocol of the request, for metrics and logs.
+            received: ``time.perf_counter()`` when the request arrived.
+            connection: the session of an observation that names none; None where there is no
+                connection to keep one for.
+            bytes_in: size of the request.
+
+        Raises:
+            NotReadyError: not ready, or too much waiting.
+            CodecError: an image that cannot be decoded.
+            ContractViolationError: the observation differs from the contract.
+            HistoryMissingError: the session lacks rows that the observation leaves out.
+            DeadlineExceededError: it cannot be answered within its ``deadline_ms``.
+            InferenceError: the policy failed on this observation.
+        """
+        ticket = self.ticket(dialect, received=received, connection=connection, bytes_in=bytes_in)
+        try:
+            return await self.answer(ticket, observation)
+        except ReflexarcError as error:
+            ticket.error = error
+            raise
+        finally:
+            # Runs after the caller went on with the chunk, so when the reply is on its way.
+            asyncio.get_running_loop().call_soon(ticket.close)
+
+    async def answer(self, ticket: Ticket, observation: Observation) -> ActionChunk:
+        """The chunk for a ticket's observation; raises what :meth:`infer` raises."""
+        inference = self.inference
+        if has_encoded_images(observation):
+            prepared = await self.parse(
+                partial(prepare, inference, observation, ticket.received, ticket.connection)
+            )
+        else:
+            prepared = prepare(inference, observation, ticket.received, ticket.connection)
+        ticket.observation = prepared.observation
+        ticket.chunk = await self.run(partial(infer_checked, inference, prepared))
+        return ticket.chunk
+
+    async def parse(self, work: Callable[[], Result]) -> Result:
+        """Run a pure function that takes long (JSON, base64, PNG) in one of a few threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._parsers, work)
 
     async def run(self, work: Callable[[], Result]) -> Result:
         """Run ``work`` in the worker thread, after what was asked before it."""
@@ -126,30 +211,9 @@ class PolicyService:
     def close(self) -> None:
         """Let the worker thread end after its current work."""
         self._worker.close()
-
-    def _enter(self) -> None:
-        self._in_flight += 1
-        self._idle.clear()
-
-    def _leave(self) -> None:
-        self._in_flight -= 1
-        if self._in_flight == 0:
-            self._idle.set()
+        self._parsers.shutdown(wait=False)
 
 
 def _log_failure(future: asyncio.Future[object]) -> None:
     if not future.cancelled() and future.exception() is not None:
         logger.error("work in the background failed", exc_info=future.exception())
-
-
-class InFlight:
-    """Counts one request from its arrival until its reply was handed to the socket."""
-
-    def __init__(self, service: PolicyService) -> None:
-        self._service = service
-
-    def __enter__(self) -> None:
-        self._service._enter()
-
-    def __exit__(self, *_: object) -> None:
-        self._service._leave()

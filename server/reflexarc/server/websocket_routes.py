@@ -14,7 +14,7 @@ from typing import Any
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
-from reflexarc.contract import ReflexarcError, pack
+from reflexarc.contract import Observation, ReflexarcError, pack, unpack
 from reflexarc.contract.errors import CodecError, NotReadyError
 from reflexarc.server.dialects import native, openpi
 from reflexarc.server.inference import Inference, handshake
@@ -75,19 +75,28 @@ async def _native_requests(
     while True:
         frame = await _receive(socket)
         received = time.perf_counter()
+        request_id, problem = None, None
         try:
             if frame is None:
                 raise CodecError("a text frame came; send observations as binary msgpack frames")
-            with service.request():
-                reply, error = await service.run(
-                    partial(native.answer, inference, frame, received, connection)
-                )
+            with service.ticket(
+                "native", received=received, connection=connection, bytes_in=len(frame)
+            ) as ticket:
+                try:
+                    message = unpack(frame)
+                    request_id = native.request_id_of(message)
+                    chunk = await service.answer(ticket, Observation.from_wire(message))
+                    reply = pack(chunk.to_wire())
+                except ReflexarcError as error:
+                    problem = ticket.error = error
+                    reply = pack(native.error_map(error, request_id))
+                ticket.bytes_out = len(reply)
                 await socket.send_bytes(reply)
         except ReflexarcError as refused:
-            error = refused
+            problem = refused
             await socket.send_bytes(pack(native.error_map(refused)))
-        if error is not None:
-            logger.warning("%s: [%s] %s", socket.client, error.code, error.message)
+        if problem is not None:
+            logger.warning("%s: [%s] %s", socket.client, problem.code, problem.message)
 
 
 async def _openpi_session(socket: WebSocket, service: PolicyService, inference: Inference) -> None:
@@ -104,11 +113,14 @@ async def _openpi_session(socket: WebSocket, service: PolicyService, inference: 
         try:
             if frame is None:
                 raise CodecError("a text frame came; send requests as binary msgpack frames")
-            with service.request():
-                reply, text = await service.run(
-                    partial(openpi.answer, inference, frame, prev_total_ms)
-                )
-                await (socket.send_text(text) if reply is None else socket.send_bytes(reply))
+            with service.ticket("openpi", received=received, bytes_in=len(frame)) as ticket:
+                observation = openpi.observation_from_request(inference.contract, unpack(frame))
+                chunk = await service.answer(ticket, observation)
+                infer_ms = (time.perf_counter() - received) * 1000
+                reply = openpi.reply(chunk, infer_ms, prev_total_ms)
+                ticket.bytes_out = len(reply)
+                await socket.send_bytes(reply)
+                text = ""
         except ReflexarcError as error:
             text = openpi.error_text(error)
             await socket.send_text(text)

@@ -9,16 +9,15 @@ so the reply holds no other array. Keys that are not listed here are ignored, as
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from reflexarc.contract import Observation, PolicyContract, ReflexarcError, pack, unpack
+from reflexarc.contract import ActionChunk, Observation, PolicyContract, ReflexarcError, pack
 from reflexarc.contract.errors import CodecError, ContractViolationError
 from reflexarc.contract.policy_contract import LIBERO_STATE_EEF
-from reflexarc.server.inference import Inference, handshake, infer_one, internal_error
+from reflexarc.server.inference import Inference, handshake
 
 CAMERA_KEYS = {"agentview": "observation/image", "eye_in_hand": "observation/wrist_image"}
 STATE_KEY = "observation/state"
@@ -68,33 +67,24 @@ def metadata_frame(inference: Inference) -> bytes:
     return pack(handshake(inference))
 
 
-def answer(
-    inference: Inference, frame: bytes, prev_total_ms: float | None
-) -> tuple[bytes | None, str]:
-    """``(reply, "")``, or ``(None, text)`` with the text that tells the client what was wrong.
+def reply(chunk: ActionChunk, infer_ms: float, prev_total_ms: float | None) -> bytes:
+    """The packed reply.
 
     Args:
-        inference: the policy.
-        frame: the request, packed.
+        chunk: the answer.
+        infer_ms: milliseconds from the request's arrival until now.
         prev_total_ms: how long this connection's previous request took, None for the first.
     """
-    started = time.perf_counter()
-    try:
-        observation = observation_from_request(inference.contract, unpack(frame))
-        chunk = infer_one(inference, observation)
-    except ReflexarcError as error:
-        return None, error_text(error)
-    except Exception:
-        return None, error_text(internal_error("the server failed on a request"))
-    server_timing = {"infer_ms": (time.perf_counter() - started) * 1000}
+    server_timing = {"infer_ms": infer_ms}
     if prev_total_ms is not None:
         server_timing["prev_total_ms"] = prev_total_ms
-    reply = {
-        "actions": np.ascontiguousarray(chunk.actions, dtype=np.float32),
-        "server_timing": server_timing,
-        "policy_timing": {"infer_ms": chunk.timing["infer_ms"]},
-    }
-    return pack(reply), ""
+    return pack(
+        {
+            "actions": np.ascontiguousarray(chunk.actions, dtype=np.float32),
+            "server_timing": server_timing,
+            "policy_timing": {"infer_ms": chunk.timing["infer_ms"]},
+        }
+    )
 
 
 def observation_from_request(contract: PolicyContract, message: object) -> Observation:

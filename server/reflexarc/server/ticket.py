@@ -1,0 +1,114 @@
+"""One request from its arrival until its reply was handed to the socket."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+from reflexarc.contract import ActionChunk, Observation, ReflexarcError
+from reflexarc.server.exchange import Exchange, Listener
+
+logger = logging.getLogger(__name__)
+
+
+class Listeners:
+    """Calls every listener with every exchange; one that raises is logged and dropped."""
+
+    def __init__(self, listeners: Sequence[Listener] = ()) -> None:
+        self._listeners = list(listeners)
+
+    def __bool__(self) -> bool:
+        return bool(self._listeners)
+
+    def __call__(self, exchange: Exchange) -> None:
+        for listener in tuple(self._listeners):
+            try:
+                listener(exchange)
+            except Exception:
+                logger.exception("a listener raised, and hears no further requests: %r", listener)
+                self._listeners.remove(listener)
+
+
+class Ticket:
+    """What is known of one request, and the hold that it has on the server's shutdown.
+
+    A context: leaving it says that the reply was handed to the socket (or that there will be
+    none), tells the listeners, and lets the server drain.
+
+    Attributes:
+        dialect: protocol of the request.
+        received: ``time.perf_counter()`` at its arrival.
+        connection: the session of an observation that names none.
+        observation: as checked, once it is.
+        chunk: the answer, once there is one.
+        error: what the client was told was wrong.
+        bytes_in: size of the request.
+        bytes_out: size of the reply; set by the route.
+    """
+
+    __slots__ = (
+        "_close",
+        "bytes_in",
+        "bytes_out",
+        "chunk",
+        "connection",
+        "dialect",
+        "error",
+        "observation",
+        "received",
+        "received_at",
+    )
+
+    def __init__(
+        self,
+        dialect: str,
+        received: float,
+        connection: str | None,
+        bytes_in: int,
+        close: Callable[[Ticket], None],
+    ) -> None:
+        self.dialect = dialect
+        self.received = received
+        self.received_at = time.time() - (time.perf_counter() - received)
+        self.connection = connection
+        self.bytes_in = bytes_in
+        self.bytes_out = 0
+        self.observation: Observation | None = None
+        self.chunk: ActionChunk | None = None
+        self.error: ReflexarcError | None = None
+        self._close: Callable[[Ticket], None] | None = close
+
+    def close(self) -> None:
+        """The reply was handed to the socket. A second call does nothing."""
+        close, self._close = self._close, None
+        if close is not None:
+            close(self)
+
+    def exchange(self) -> Exchange:
+        named = None if self.observation is None else self.observation.session_id
+        return Exchange(
+            dialect=self.dialect,
+            received_at=self.received_at,
+            observation=self.observation,
+            chunk=self.chunk,
+            error=self.error,
+            session=self.connection if named is None else named,
+            timing={} if self.chunk is None else self.chunk.timing,
+            bytes_in=self.bytes_in,
+            bytes_out=self.bytes_out,
+        )
+
+    def __enter__(self) -> Ticket:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, ReflexarcError) and self.error is None:
+            self.error = error
+        self.close()
