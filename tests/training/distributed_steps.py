@@ -14,14 +14,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
+from tiny_statevla import ACTION_DIMENSION, Z_DIMENSION, random_source, tiny_statevla
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from reflexarc.contract import PolicyContract
-from reflexarc.contract.policy_contract import LIBERO_STATE_EEF, libero_action, libero_cameras
-from reflexarc.policy.backbones.vision import VisionBackboneConfig
-from reflexarc.policy.language import LanguageEmbeddings
-from reflexarc.policy.statevla.config import StateVLAConfig
 from reflexarc.policy.statevla.model import StateVLA
 from reflexarc.training.config import OptimizerConfig
 from reflexarc.training.config_objectives import FlowMatchingConfig, TemporalJEPAConfig
@@ -29,8 +25,9 @@ from reflexarc.training.objective import Batch, Draws, Losses, Objective
 from reflexarc.training.objectives.flow_matching import FlowMatchingObjective
 from reflexarc.training.objectives.temporal_jepa import TemporalJEPAObjective
 from reflexarc.training.optimization import make_optimizer
+from reflexarc.training.samples import BatchSource
 
-STEPS, ROWS, HORIZON, FUTURE = 3, 12, 5, 2
+STEPS, FUTURE = 3, 2
 # The second rank has fewer rows, and of those fewer that are real.
 ROWS_OF_RANK = {1: [(0, 12)], 2: [(0, 7), (7, 12)]}
 FUTURE_IS_REAL = torch.tensor([1, 1, 1, 1, 1, 1, 0, 0, 0, 1, 0, 1], dtype=torch.bool)
@@ -50,32 +47,13 @@ class OneForward(nn.Module):
 
 
 def build(name: str) -> OneForward:
-    torch.manual_seed(0)
-    contract = PolicyContract(
-        family="statevla",
-        cameras=libero_cameras(size=64, source_size=64),
-        state=LIBERO_STATE_EEF,
-        action=libero_action(HORIZON),
-    )
-    config = StateVLAConfig(
-        d_model=16,
-        encoder_layers=2,
-        latent_tokens=2,
-        vision=VisionBackboneConfig(name="tiny_random", pool=2),
-        language_dimension=16,
-        state_hidden=16,
-        policy_layers=1,
-        policy_d_state=8,
-        policy_mlp_hidden=16,
-        gripper_hidden=16,
-    )
-    policy = StateVLA(config, contract, LanguageEmbeddings(["go"], torch.randn(1, 16), "random"))
+    policy = tiny_statevla()
     if name == "flow_matching":
         return OneForward(policy, FlowMatchingObjective(FlowMatchingConfig(), gripper_index=6))
     objective = TemporalJEPAObjective(
         TemporalJEPAConfig(horizon=FUTURE, ema_start=0.5, predictor_hidden=32, state_noise=0.02),
-        z_dimension=2 * 16,
-        action_dimension=7,
+        z_dimension=Z_DIMENSION,
+        action_dimension=ACTION_DIMENSION,
     )
     nn.init.normal_(objective.predictor.delta.weight, std=0.1)
     objective.attach(policy)
@@ -86,41 +64,14 @@ def build(name: str) -> OneForward:
     return OneForward(policy, objective)
 
 
-def global_batch(policy: StateVLA, step: int) -> Batch:
-    generator = torch.Generator().manual_seed(100 + step)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(ROWS, *shape, generator=generator)
-
-    images = {
-        name: torch.randint(0, 256, (2 * ROWS, 64, 64, 3), dtype=torch.uint8, generator=generator)
-        for name in policy.contract.camera_names
-    }
-    with torch.no_grad():
-        vision = policy.embed_frames(images, {})["vision"].unsqueeze(1)
-    actions = random(HORIZON, 7)
-    actions[..., 6] = actions[..., 6].sign()
-    valid = torch.ones(ROWS, 1, dtype=torch.bool)
-    return Batch(
-        window={"vision": vision[:ROWS], "state": random(1, 8)},
-        task={"language": random(16)},
-        valid=valid,
-        actions=actions,
-        action_mask=torch.arange(HORIZON) < REAL_STEPS[:, None],
-        future={"vision": vision[ROWS:], "state": random(1, 8)},
-        future_valid=valid,
-        future_mask=FUTURE_IS_REAL,
-        future_actions=actions[:, :FUTURE],
+def global_samples(policy: StateVLA, step: int) -> BatchSource:
+    return random_source(
+        policy,
+        seed=100 + step,
+        real_steps=REAL_STEPS,
+        future_is_real=FUTURE_IS_REAL,
+        ahead=FUTURE,
     )
-
-
-def rows_of(batch: Batch, start: int, stop: int) -> Batch:
-    def cut(value: object) -> object:
-        if isinstance(value, dict):
-            return {name: rows[start:stop] for name, rows in value.items()}
-        return value[start:stop] if isinstance(value, Tensor) else value
-
-    return Batch(**{name: cut(value) for name, value in vars(batch).items()})  # type: ignore[arg-type]
 
 
 def train(name: str, rank: int, world: int) -> dict[str, Tensor]:
@@ -128,14 +79,15 @@ def train(name: str, rank: int, world: int) -> dict[str, Tensor]:
     module = build(name)
     optimizer = make_optimizer(module, OptimizerConfig(learning_rate=1e-3))
     wrapped: nn.Module = DistributedDataParallel(module) if world > 1 else module
-    start, stop = ROWS_OF_RANK[world][rank]
+    mine = torch.arange(*ROWS_OF_RANK[world][rank])
     seen: dict[str, Tensor] = {}
     for step in range(STEPS):
-        batch = global_batch(module.policy, step)
-        draws = module.objective.draw(batch, torch.Generator().manual_seed(step))
+        samples = global_samples(module.policy, step)
+        everything = samples.batch(torch.arange(len(samples)))
+        draws = module.objective.draw(everything, torch.Generator().manual_seed(step))
         module.train()
         losses: Losses = wrapped(
-            rows_of(batch, start, stop), {key: rows[start:stop] for key, rows in draws.items()}
+            samples.batch(mine), {key: rows[mine] for key, rows in draws.items()}
         )
         optimizer.zero_grad(set_to_none=True)
         losses["total"].backward()
@@ -152,7 +104,7 @@ def train(name: str, rank: int, world: int) -> dict[str, Tensor]:
         seen |= {f"weight/{step}/{key}": v.clone() for key, v in module.state_dict().items()}
     with torch.no_grad():  # nothing is exchanged: a rank may validate alone
         if rank == 0:
-            module.eval()(batch, draws)
+            module.eval()(everything, draws)
     return {key: value.contiguous() for key, value in seen.items()}
 
 

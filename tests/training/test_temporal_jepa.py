@@ -12,19 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from reflexarc.contract import PolicyContract
 from reflexarc.contract.errors import ConfigError
-from reflexarc.contract.policy_contract import LIBERO_STATE_EEF, libero_action, libero_cameras
-from reflexarc.policy.backbones.vision import VisionBackboneConfig
 from reflexarc.policy.interface import Tensors
-from reflexarc.policy.language import LanguageEmbeddings
 from reflexarc.policy.layers.vicreg import vicreg_terms
-from reflexarc.policy.statevla.config import StateVLAConfig
 from reflexarc.policy.statevla.model import StateVLA
 from reflexarc.training.config_objectives import TemporalJEPAConfig
 from reflexarc.training.objective import Batch
 from reflexarc.training.objectives.temporal_jepa import TemporalJEPAObjective, ema_momentum
 from reflexarc.training.objectives.temporal_predictor import TemporalPredictor
+from reflexarc.training.samples import BatchSource
+
+from .tiny_statevla import HORIZON, Z_DIMENSION, random_source, tiny_statevla
 
 ROWS, TOKENS, WIDTH, STATE, ACTION = 12, 2, 8, 5, 7
 
@@ -304,51 +302,21 @@ def test_what_cannot_be_trained_is_refused_by_name(policy: SmallPolicy) -> None:
         objective.attach(nn.Linear(1, 1))  # type: ignore[arg-type]
 
 
-def tiny_statevla() -> StateVLA:
-    torch.manual_seed(0)
-    contract = PolicyContract(
-        family="statevla",
-        cameras=libero_cameras(size=64, source_size=64),
-        state=LIBERO_STATE_EEF,
-        action=libero_action(5),
-    )
-    config = StateVLAConfig(
-        d_model=16,
-        encoder_layers=1,
-        latent_tokens=2,
-        vision=VisionBackboneConfig(name="tiny_random", pool=2),
-        language_dimension=16,
-        state_hidden=16,
-        policy_layers=1,
-        policy_d_state=8,
-        policy_mlp_hidden=16,
-        gripper_hidden=16,
-    )
-    return StateVLA(config, contract, LanguageEmbeddings(["go"], torch.randn(1, 16), "random"))
+def tiny_samples(policy: StateVLA, ahead: int) -> BatchSource:
+    """Twelve samples; 6 of the first 7 and 1 of the last 5 have a future."""
+    real = torch.tensor([1, 1, 1, 1, 1, 1, 0, 0, 0, 1, 0, 0], dtype=torch.bool)
+    whole = torch.full((ROWS,), HORIZON)
+    return random_source(policy, seed=0, real_steps=whole, future_is_real=real, ahead=ahead)
 
 
 def test_a_real_policy_trains_its_whole_representation_and_nothing_else() -> None:
     policy = tiny_statevla()
     objective = TemporalJEPAObjective(
-        TemporalJEPAConfig(horizon=2), z_dimension=32, action_dimension=7
+        TemporalJEPAConfig(horizon=2), z_dimension=Z_DIMENSION, action_dimension=7
     )
     objective.attach(policy)
     nn.init.normal_(objective.predictor.delta.weight, std=0.1)
-    generator = torch.Generator().manual_seed(0)
-    images = {
-        name: torch.randint(0, 256, (2 * ROWS, 64, 64, 3), dtype=torch.uint8, generator=generator)
-        for name in policy.contract.camera_names
-    }
-    task = {"language": torch.randn(ROWS, 16, generator=generator)}
-    with torch.no_grad():
-        features = policy.embed_frames(images, task)["vision"].unsqueeze(1)
-    state = torch.randn(2, ROWS, 1, 8, generator=generator)
-    batch = dataclasses.replace(
-        make_batch(horizon=2),
-        window={"vision": features[:ROWS], "state": state[0]},
-        task=task,
-        future={"vision": features[ROWS:], "state": state[1]},
-    )
+    batch = tiny_samples(policy, ahead=2).batch(torch.arange(ROWS))
     losses = run(policy, objective, batch)
     losses["total"].backward()
     for name, parameter in policy.named_parameters():
