@@ -19,7 +19,10 @@ class CountingPolicy:
     """Row ``r`` of its n-th chunk holds ``100 n + r``."""
 
     def __init__(self) -> None:
-        self.contract = libero_contract(horizon=10)
+        contract = libero_contract(horizon=10)
+        wide = {"low": (-999.0,) * 7, "high": (999.0,) * 7}
+        action = contract.action.model_copy(update=wide)
+        self.contract = contract.model_copy(update={"action": action})
         self.seen: list[Observation] = []
 
     def infer(self, observation: Observation) -> ActionChunk:

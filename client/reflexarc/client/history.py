@@ -13,10 +13,10 @@ from reflexarc.contract import HistoryRow, Observation, PolicyContract
 
 
 class HistoryRecorder:
-    """Rows of one episode, asked for every ``replan_steps`` steps.
+    """Rows of one episode, asked for every ``replan_steps`` steps; 1 where it may be any step.
 
     A request carries the rows recorded since the one before; the whole window is kept for a
-    server that has lost its session.
+    server that has lost its session. Rows may be recorded while a request is under way.
     """
 
     def __init__(self, contract: PolicyContract, replan_steps: int) -> None:
@@ -43,6 +43,9 @@ class HistoryRecorder:
     def record(self, step: int, state: npt.NDArray[Any], images: Mapping[str, Any] | None) -> None:
         """Keep what was seen at a step between two requests."""
         self._unsent.append(HistoryRow(step_index=step, state=state, images=images))
+        # A server that is away for long must not fill the memory: no window reaches further.
+        oldest = step - self._history.span
+        self._unsent = [row for row in self._unsent if row.step_index >= oldest]
 
     def request(self, observation: Observation) -> Observation:
         """The observation with all that the latest request could not bring."""
@@ -68,10 +71,20 @@ class HistoryRecorder:
             self._goal = observation.goal_image
         if self._history.rows == 1:
             return
-        images = observation.images if self._history.frames > 1 else None
-        rows = [*self._kept, *self._unsent, HistoryRow(step, observation.state, images)]
+        sent = [row for row in self._unsent if row.step_index < step]
+        rows = [*self._kept, *sent, self._row(observation)]
         self._kept = [row for row in rows if row.step_index >= step - self._history.span]
-        self._unsent = []
+        self._unsent = [row for row in self._unsent if row.step_index > step]
+
+    def unanswered(self, observation: Observation) -> None:
+        """Nobody knows whether the server has what ``observation`` holds: send it again."""
+        if self._history.rows > 1:
+            rows = [*self._unsent, self._row(observation)]
+            self._unsent = sorted(rows, key=lambda row: row.step_index)
+
+    def _row(self, observation: Observation) -> HistoryRow:
+        images = observation.images if self._history.frames > 1 else None
+        return HistoryRow(observation.step_index or 0, observation.state, images)
 
     def _same_goal(self, observation: Observation) -> bool:
         new, sent = observation.goal_image, self._goal
