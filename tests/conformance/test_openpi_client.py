@@ -79,7 +79,7 @@ def test_refusal_at_the_handshake_is_readable_there(openpi: Any) -> None:
     contract = libero_contract().model_copy(update={"state": LIBERO_STATE_JOINT})
     with (
         BackgroundServer(lambda: NullPolicy(contract)) as server,
-        pytest.raises(RuntimeError, match=r"1008.*openpi LIBERO sends state eef3.*needs joint7"),
+        pytest.raises(RuntimeError, match=r"1008.*openpi: state: eef3.*needs joint7"),
     ):
         openpi.call("connect", url=server.url)
 

@@ -10,8 +10,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from reflexarc.contract import Camera, Observation, PolicyContract, pack, unpack
-from reflexarc.contract.policy_contract import LIBERO_STATE_JOINT, Gripper
+from reflexarc.contract import ActionChunk, Camera, Observation, PolicyContract, pack, unpack
+from reflexarc.contract.policy_contract import LIBERO_STATE_JOINT, Gripper, History
 from reflexarc.server import BackgroundServer, NullPolicy, libero_contract
 
 MakeObservation = Callable[..., Observation]
@@ -108,7 +108,7 @@ def test_error_is_text_that_names_dialect_key_and_expectation(
     connection.close()
 
 
-@pytest.mark.parametrize("frame", ["text", b"\xc1", b"", pack([1]), pack({"examples": []})])
+@pytest.mark.parametrize("frame", ["text", b"\xc1", b"", pack([1]), pack({"observation": []})])
 def test_malformed_frame_is_told_and_the_connection_lives(
     null_server: BackgroundServer, make_observation: MakeObservation, frame: bytes | str
 ) -> None:
@@ -132,12 +132,13 @@ UPSIDE_DOWN = tuple(
 OTHER_GRIPPER = libero_contract().action.model_copy(
     update={"gripper": Gripper(index=6, open=1.0, closed=0.0)}
 )
+NO_GRIPPER = libero_contract().action.model_copy(update={"gripper": None})
 CANNOT_SUPPLY = {
     "joint state": (changed(state=LIBERO_STATE_JOINT), "joint7"),
     "third camera": (changed(cameras=(*libero_contract().cameras, THIRD_CAMERA)), "sideview"),
-    "orientation": (changed(cameras=UPSIDE_DOWN), "opengl"),
-    "goal image": (changed(needs_goal_image=True), "goal image"),
-    "gripper": (changed(action=OTHER_GRIPPER), "gripper"),
+    "goal image": (changed(needs_goal_image=True), "goal_image"),
+    "history": (changed(history=History(frames=2)), "history"),
+    "no gripper": (changed(action=NO_GRIPPER), "gripper"),
 }
 
 
@@ -152,3 +153,31 @@ def test_policy_that_openpi_cannot_drive_refuses_at_the_handshake(
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1008
         assert "openpi" in closed.value.rcvd.reason and part in closed.value.rcvd.reason
+
+
+class Echo(NullPolicy):
+    """Answers with the gripper open, then closed; keeps what it saw."""
+
+    def __init__(self, contract: PolicyContract) -> None:
+        super().__init__(contract)
+        self.seen: list[Observation] = []
+
+    def infer(self, observations: Any) -> Any:
+        self.seen.extend(observations)
+        gripper = self.contract.action.gripper
+        assert gripper is not None
+        actions = np.zeros((10, 7), np.float32)
+        actions[:5, 6], actions[5:, 6] = gripper.open, gripper.closed
+        return [ActionChunk(actions=actions, seed=0) for _ in observations]
+
+
+def test_orientation_and_gripper_are_converted(make_observation: MakeObservation) -> None:
+    policy = Echo(changed(cameras=UPSIDE_DOWN, action=OTHER_GRIPPER))
+    observation = make_observation()
+    with BackgroundServer(lambda: policy) as server:
+        connection = open_openpi(server)
+        reply = ask(connection, libero_request(observation))
+        connection.close()
+    np.testing.assert_array_equal(reply["actions"][:, 6], [-1] * 5 + [1] * 5)
+    for camera, image in observation.images.items():
+        np.testing.assert_array_equal(policy.seen[-1].images[camera], image[::-1, ::-1])

@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
+from reflexarc.server.dialect_routes import dialect_routes
 from reflexarc.server.http_routes import http_routes
 from reflexarc.server.service import PolicyService
 from reflexarc.server.websocket_routes import websocket_routes
@@ -24,5 +25,6 @@ def create_app(service: PolicyService) -> FastAPI:
 
     app = FastAPI(title="Reflexarc policy server", version=version("reflexarc"), lifespan=lifespan)
     app.include_router(http_routes(service))
+    app.include_router(dialect_routes(service))
     app.include_router(websocket_routes(service))
     return app

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from reflexarc.contract.errors import ServerUnavailableError
+from reflexarc.server.exchange import Listener
 from reflexarc.server.inference import Inference
 from reflexarc.server.lifecycle import PolicyServer, open_port
 from reflexarc.server.service import PolicyService
@@ -20,6 +21,7 @@ class BackgroundServer:
         host: address to listen on.
         port: 0 takes a free one; ``url`` then names it.
         wait: whether entering the block waits for the policy to be loaded.
+        listeners: of finished requests, see :class:`PolicyService`.
 
     Attributes:
         url: ``ws://host:port``.
@@ -33,12 +35,13 @@ class BackgroundServer:
         host: str = "127.0.0.1",
         port: int = 0,
         wait: bool = True,
+        listeners: Sequence[Listener] = (),
     ) -> None:
         self._socket = open_port(host, port)
         self.host, self.port = host, int(self._socket.getsockname()[1])
         self.url = f"ws://{host}:{self.port}"
         self.http_url = f"http://{host}:{self.port}"
-        self.service = PolicyService(load)
+        self.service = PolicyService(load, listeners=listeners)
         self._loaded = threading.Event()
         self._server = PolicyServer(self.service, on_ready=self._loaded.set)
         self._thread = threading.Thread(target=self._run, name="policy-server", daemon=True)

@@ -21,6 +21,7 @@ from reflexarc.contract.errors import (
     UnknownInstructionError,
 )
 from reflexarc.server.dialects import json_http, native
+from reflexarc.server.dialects.json_arrays import parse_json
 from reflexarc.server.inference import handshake, internal_error
 from reflexarc.server.origin import origin_is_foreign
 from reflexarc.server.service import Phase, PolicyService
@@ -92,8 +93,8 @@ def http_routes(service: PolicyService) -> APIRouter:
     async def end_session(session_id: str, request: Request) -> Response:
         """Forget what is kept of an episode's stream; 404 where nothing is."""
         try:
-            if _is_foreign(request):
-                return _refused_page(request)
+            if is_foreign(request):
+                return refused_page(request)
             ended = await service.run(partial(service.inference.end_session, session_id))
             return JSONResponse({"ended": ended}, status_code=200 if ended else 404)
         except ReflexarcError as error:
@@ -136,18 +137,23 @@ def status_of(error: ReflexarcError) -> int:
     return 503 if isinstance(error, NotReadyError) else 500
 
 
+def retry_header(error: ReflexarcError) -> dict[str, str] | None:
+    """When a client may ask again, where asking again may help."""
+    return {"Retry-After": "1"} if isinstance(error, NotReadyError) else None
+
+
 async def _actions(request: Request, service: PolicyService) -> Response:
     received = time.perf_counter()
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     as_msgpack = content_type in MSGPACK_TYPES
     request_id = None
     try:
-        if _is_foreign(request):
-            return _refused_page(request)
+        if is_foreign(request):
+            return refused_page(request)
         _ = service.inference  # before the body is read: is the server ready?
-        body = await _read_body(request)
+        body = await read_body(request)
         with service.ticket("http", received=received, bytes_in=len(body)) as ticket:
-            value = await service.parse(partial(unpack if as_msgpack else json_http.parse, body))
+            value = await service.parse(partial(unpack if as_msgpack else parse_json, body))
             request_id = native.request_id_of(value)
             form = Observation.from_wire if as_msgpack else json_http.observation_from_json
             observation = await service.parse(partial(form, value))
@@ -165,12 +171,13 @@ async def _actions(request: Request, service: PolicyService) -> Response:
         return _error_response(failure, as_msgpack=as_msgpack, request_id=request_id)
 
 
-def _is_foreign(request: Request) -> bool:
+def is_foreign(request: Request) -> bool:
+    """Whether a browser page of another host asks."""
     server = request.scope.get("server")
     return origin_is_foreign(request.headers, server[0] if server else None)
 
 
-def _refused_page(request: Request) -> Response:
+def refused_page(request: Request) -> Response:
     logger.warning("refused a request from the web page %s", request.headers["origin"])
     return PlainTextResponse("requests from other web pages are refused\n", 403)
 
@@ -180,7 +187,7 @@ def _policy_header(service: PolicyService) -> dict[str, str]:
     return {POLICY_HEADER: service.contract_tag}
 
 
-async def _read_body(request: Request) -> bytes:
+async def read_body(request: Request) -> bytes:
     """The whole body; raises FrameTooLargeError above the cap, without storing a long one."""
     declared = request.headers.get("content-length", "")
     keep = not (declared.isdigit() and int(declared) > MAX_FRAME_BYTES)
@@ -204,7 +211,7 @@ def _error_response(
 ) -> Response:
     logger.warning("HTTP %d: [%s] %s", status_of(error), error.code, error.message)
     content = native.error_map(error, request_id)
-    headers = {"Retry-After": "1"} if isinstance(error, NotReadyError) else None
+    headers = retry_header(error)
     if as_msgpack:
         return Response(pack(content), status_of(error), headers, media_type=MSGPACK_TYPES[0])
     return Response(json_http.dump(content), status_of(error), headers, media_type=JSON_TYPE)

@@ -7,6 +7,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from enum import Enum
 from functools import partial
 from typing import TypeVar
@@ -43,6 +44,8 @@ class PolicyService:
         max_waiting: requests that may wait or run at once before new ones are refused.
         listeners: called with every finished request, on the event loop, after its reply was
             handed to the socket; to be quick. One that raises is logged and dropped.
+        default_seed: of a session's first decision where its requests name none; each later
+            decision has the next. None draws every seed.
 
     Attributes:
         phase: what ``/readyz`` says.
@@ -56,8 +59,10 @@ class PolicyService:
         *,
         max_waiting: int = 64,
         listeners: Sequence[Listener] = (),
+        default_seed: int | None = None,
     ) -> None:
         self._load = load
+        self._default_seed = default_seed
         self._listeners = Listeners(listeners)
         self._parsers = ThreadPoolExecutor(2, thread_name_prefix="parse")
         self._max_waiting = max_waiting
@@ -134,6 +139,10 @@ class PolicyService:
         if self._listeners:
             self._listeners(ticket.exchange())
 
+    def decision_seed(self, decision: int) -> int | None:
+        """Seed of a session's n-th decision, from 0, where its request names none."""
+        return None if self._default_seed is None else self._default_seed + decision
+
     async def infer(
         self,
         observation: Observation,
@@ -176,6 +185,9 @@ class PolicyService:
     async def answer(self, ticket: Ticket, observation: Observation) -> ActionChunk:
         """The chunk for a ticket's observation; raises what :meth:`infer` raises."""
         inference = self.inference
+        if observation.seed is None and self._default_seed is not None:
+            seed = self.decision_seed(observation.step_index or 0)
+            observation = replace(observation, seed=seed)
         if has_encoded_images(observation):
             prepared = await self.parse(
                 partial(prepare, inference, observation, ticket.received, ticket.connection)

@@ -1,4 +1,4 @@
-"""The two websockets: ``/v1/policy`` for our own clients and ``/`` for openpi's.
+"""The websockets: ``/v1/policy`` for our own clients, ``/`` and ``/vla-eval`` for others'.
 
 A connection is strict request and reply. It lives on after an error; only a frame above the cap
 (close code 1009), a refused policy (1008) or the server's end (1011, 1012) closes it.
@@ -16,13 +16,14 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from reflexarc.contract import Observation, ReflexarcError, pack, unpack
 from reflexarc.contract.errors import CodecError, NotReadyError
-from reflexarc.server.dialects import native, openpi
+from reflexarc.server.dialect_websockets import openpi_or_starvla_session, vla_eval_session
+from reflexarc.server.dialects import native
 from reflexarc.server.inference import Inference, handshake
 from reflexarc.server.origin import origin_is_foreign
 from reflexarc.server.service import PolicyService
+from reflexarc.server.websocket_frames import close, receive
 
 logger = logging.getLogger(__name__)
-_CLOSE_REASON_BYTES = 123  # RFC 6455: a control frame holds 125 bytes, two of them the code
 
 
 def websocket_routes(service: PolicyService) -> APIRouter:
@@ -33,8 +34,12 @@ def websocket_routes(service: PolicyService) -> APIRouter:
         await _session(socket, service, _native_session)
 
     @router.websocket("/")
-    async def openpi_policy(socket: WebSocket) -> None:
-        await _session(socket, service, _openpi_session)
+    async def openpi_or_starvla(socket: WebSocket) -> None:
+        await _session(socket, service, openpi_or_starvla_session)
+
+    @router.websocket("/vla-eval")
+    async def vla_eval(socket: WebSocket) -> None:
+        await _session(socket, service, vla_eval_session)
 
     return router
 
@@ -52,7 +57,7 @@ async def _session(socket: WebSocket, service: PolicyService, converse: Any) -> 
         inference = await service.wait_until_loaded()
         await converse(socket, service, inference)
     except NotReadyError as error:
-        await _close(socket, 1011, error.message)
+        await close(socket, 1011, error.message)
     except WebSocketDisconnect:
         pass
 
@@ -73,7 +78,7 @@ async def _native_requests(
 ) -> None:
     await socket.send_bytes(pack(handshake(inference)))
     while True:
-        frame = await _receive(socket)
+        frame = await receive(socket)
         received = time.perf_counter()
         request_id, problem = None, None
         try:
@@ -97,50 +102,3 @@ async def _native_requests(
             await socket.send_bytes(pack(native.error_map(refused)))
         if problem is not None:
             logger.warning("%s: [%s] %s", socket.client, problem.code, problem.message)
-
-
-async def _openpi_session(socket: WebSocket, service: PolicyService, inference: Inference) -> None:
-    refusal = openpi.refusal(inference.contract)
-    if refusal is not None:
-        logger.warning("refused an openpi client: %s", refusal)
-        await _close(socket, 1008, refusal)
-        return
-    await socket.send_bytes(openpi.metadata_frame(inference))
-    prev_total_ms: float | None = None
-    while True:
-        frame = await _receive(socket)
-        received = time.perf_counter()
-        try:
-            if frame is None:
-                raise CodecError("a text frame came; send requests as binary msgpack frames")
-            with service.ticket("openpi", received=received, bytes_in=len(frame)) as ticket:
-                observation = openpi.observation_from_request(inference.contract, unpack(frame))
-                chunk = await service.answer(ticket, observation)
-                infer_ms = (time.perf_counter() - received) * 1000
-                reply = openpi.reply(chunk, infer_ms, prev_total_ms)
-                ticket.bytes_out = len(reply)
-                await socket.send_bytes(reply)
-                text = ""
-        except ReflexarcError as error:
-            text = openpi.error_text(error)
-            await socket.send_text(text)
-        if text:
-            logger.warning("%s: %s", socket.client, text)
-        prev_total_ms = (time.perf_counter() - received) * 1000
-
-
-async def _receive(socket: WebSocket) -> bytes | None:
-    """The next binary frame; None for a text frame. Raises WebSocketDisconnect."""
-    message = await socket.receive()
-    if message["type"] == "websocket.disconnect":
-        raise WebSocketDisconnect(message.get("code", 1006))
-    frame: bytes | None = message.get("bytes")
-    return frame
-
-
-async def _close(socket: WebSocket, code: int, reason: str) -> None:
-    shortened = reason.encode()[:_CLOSE_REASON_BYTES].decode(errors="ignore")
-    try:
-        await socket.close(code, shortened)
-    except (WebSocketDisconnect, RuntimeError):
-        logger.debug("the client was gone before the close frame")

@@ -7,8 +7,6 @@ come back as lists: a float32 printed as JSON reads back as the same float32.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -16,24 +14,9 @@ from typing import Any
 import numpy as np
 
 from reflexarc.contract import ActionChunk, EncodedImage, Observation
-from reflexarc.contract.codec import MAX_CONTAINER_LENGTH, array_from_bytes
-from reflexarc.contract.errors import CodecError, FrameTooLargeError
-
-# A list of small numbers takes four times its JSON text once parsed: cap lower than for msgpack.
-MAX_JSON_BYTES = 16 * 1024 * 1024
-
-
-def parse(body: bytes) -> object:
-    """The body's JSON value. Raises FrameTooLargeError or CodecError."""
-    if len(body) > MAX_JSON_BYTES:
-        raise FrameTooLargeError(
-            f"JSON of {len(body)} bytes is above the cap of {MAX_JSON_BYTES}; send msgpack"
-        )
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
-        reason = str(error)[:200] or type(error).__name__
-        raise CodecError(f"the body is not JSON: {reason}") from error
+from reflexarc.contract.codec import MAX_CONTAINER_LENGTH
+from reflexarc.contract.errors import CodecError
+from reflexarc.server.dialects.json_arrays import array_from_json, bytes_from_base64
 
 
 def observation_from_json(value: object) -> Observation:
@@ -85,7 +68,7 @@ def dump(value: object) -> bytes:
 
 def _image(field: str, value: object) -> EncodedImage | np.ndarray[Any, Any]:
     if isinstance(value, Mapping) and "__numpy__" in value:
-        return _json_numpy(field, value)
+        return array_from_json(field, value)
     if not isinstance(value, Mapping) or not {"format", "data"} <= set(value):
         raise CodecError(
             f"{field}: expected {{'format': 'jpeg' or 'png', 'data': base64}} or "
@@ -95,12 +78,12 @@ def _image(field: str, value: object) -> EncodedImage | np.ndarray[Any, Any]:
     if value["format"] not in ("jpeg", "png"):
         came = str(value["format"])[:40]
         raise CodecError(f"{field}: format {came!r} is not jpeg or png", field=field)
-    return EncodedImage(value["format"], _base64(field, value["data"]))
+    return EncodedImage(value["format"], bytes_from_base64(field, value["data"]))
 
 
 def _state(value: object, field: str) -> np.ndarray[Any, Any]:
     if isinstance(value, Mapping) and "__numpy__" in value:
-        return _json_numpy(field, value)
+        return array_from_json(field, value)
     if not isinstance(value, list) or len(value) > MAX_CONTAINER_LENGTH:
         raise CodecError(
             f"{field}: expected a list of numbers, got {type(value).__name__}", field=field
@@ -117,29 +100,10 @@ def _prefix(value: object) -> np.ndarray[Any, Any]:
     """Rows of equal length as ``float64 (P, D)``."""
     field = "action_prefix"
     if isinstance(value, Mapping) and "__numpy__" in value:
-        return _json_numpy(field, value)
+        return array_from_json(field, value)
     if not isinstance(value, list) or not value or len(value) > MAX_CONTAINER_LENGTH:
         raise CodecError(f"{field}: expected a list of rows of numbers", field=field)
     rows = [_state(row, f"{field}[{index}]") for index, row in enumerate(value)]
     if len({len(row) for row in rows}) != 1:
         raise CodecError(f"{field}: rows differ in length", field=field)
     return np.stack(rows)
-
-
-def _json_numpy(field: str, value: Mapping[str, Any]) -> np.ndarray[Any, Any]:
-    data = _base64(field, value["__numpy__"])
-    try:
-        return array_from_bytes(data, value.get("dtype"), value.get("shape"))
-    except CodecError as error:
-        raise CodecError(f"{field}: {error.message}", field=field) from error
-
-
-def _base64(field: str, text: object) -> bytes:
-    if not isinstance(text, str):
-        raise CodecError(
-            f"{field}: data must be base64 text, got {type(text).__name__}", field=field
-        )
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise CodecError(f"{field}: the data is not base64: {error}", field=field) from error

@@ -1,0 +1,124 @@
+"""HTTP of other projects' clients: ``/act`` of OpenVLA, OpenVLA-OFT and GR00T, and health."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from functools import partial
+from typing import Any, Protocol
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from reflexarc.contract import ActionChunk, Observation, PolicyContract, ReflexarcError
+from reflexarc.contract.errors import ContractViolationError
+from reflexarc.server.dialects import groot, openvla
+from reflexarc.server.dialects.json_arrays import parse_json
+from reflexarc.server.http_routes import (
+    is_foreign,
+    read_body,
+    refused_page,
+    retry_header,
+    status_of,
+)
+from reflexarc.server.inference import internal_error
+from reflexarc.server.service import Phase, PolicyService
+
+logger = logging.getLogger(__name__)
+
+
+class HttpDialect(Protocol):
+    """What a dialect's module has."""
+
+    NAME: str
+
+    def refusal(self, contract: PolicyContract) -> str | None: ...
+
+    def observation_from_request(
+        self, contract: PolicyContract, message: object, seed: int | None = None
+    ) -> Observation: ...
+
+    def reply(self, contract: PolicyContract, chunk: ActionChunk, message: object) -> Any:
+        """A JSON value."""
+        ...
+
+    def error_map(self, error: ReflexarcError) -> dict[str, Any]: ...
+
+
+def dialect_routes(service: PolicyService) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/act")
+    async def act(request: Request) -> Response:
+        """Actions for OpenVLA's, OpenVLA-OFT's and GR00T's clients, told apart by their keys.
+
+        The body is JSON under any Content-Type: real clients send none.
+        """
+        return await _act(request, service)
+
+    @router.get("/act")
+    async def act_ready() -> Response:
+        """200 when ``POST /act`` is answered."""
+        return _health(service)
+
+    @router.get("/health")
+    async def health() -> Response:
+        """200 when observations are answered; asked by vla-eval and GR00T."""
+        return _health(service)
+
+    @router.post("/reset")
+    async def reset(request: Request) -> Response:
+        """GR00T's clients call it between episodes; ``/act`` keeps nothing between requests."""
+        return refused_page(request) if is_foreign(request) else JSONResponse({"status": "reset"})
+
+    @router.get("/config")
+    async def config(request: Request) -> Response:
+        """vla-eval's: it reads settings here and, from others' servers, writes them."""
+        if request.query_params:
+            return JSONResponse({"errors": ["settings cannot be changed over the network"]}, 422)
+        return JSONResponse({"applied": {}, "config": {}})
+
+    return router
+
+
+def _health(service: PolicyService) -> Response:
+    ready = service.phase is Phase.READY
+    return JSONResponse({"status": "ok" if ready else service.phase.value}, 200 if ready else 503)
+
+
+async def _act(request: Request, service: PolicyService) -> Response:
+    received = time.perf_counter()
+    dialect: HttpDialect = openvla
+    try:
+        if is_foreign(request):
+            return refused_page(request)
+        contract = service.inference.contract  # before the body is read: is the server ready?
+        body = await read_body(request)
+        with service.ticket(dialect.NAME, received=received, bytes_in=len(body)) as ticket:
+            message, encoded = openvla.unwrapped(await service.parse(partial(parse_json, body)))
+            dialect = groot if groot.speaks(message) else openvla
+            ticket.dialect = dialect.NAME
+            refusal = dialect.refusal(contract)
+            if refusal is not None:
+                raise ContractViolationError(refusal)
+            observation = await service.parse(
+                partial(
+                    dialect.observation_from_request, contract, message, service.decision_seed(0)
+                )
+            )
+            chunk = await service.answer(ticket, observation)
+            reply = json.dumps(dialect.reply(contract, chunk, message), separators=(",", ":"))
+            content = (json.dumps(reply) if encoded else reply).encode()
+            ticket.bytes_out = len(content)
+            return Response(content, media_type="application/json")
+    except ReflexarcError as error:
+        return _error_response(dialect, error)
+    except Exception:
+        return _error_response(dialect, internal_error("the server failed on a request"))
+
+
+def _error_response(dialect: HttpDialect, error: ReflexarcError) -> Response:
+    status = status_of(error)
+    logger.warning("HTTP %d: [%s] %s", status, error.code, error.message)
+    return JSONResponse(dialect.error_map(error), status, retry_header(error))

@@ -1,0 +1,192 @@
+"""Websockets of other projects' clients: ``/`` for openpi's and starVLA's, ``/vla-eval``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from fastapi import WebSocket
+
+from reflexarc.contract import Observation, ReflexarcError, pack, unpack
+from reflexarc.contract.errors import CodecError, ContractViolationError
+from reflexarc.server.dialects import openpi, starvla, vla_eval
+from reflexarc.server.inference import Inference, handshake
+from reflexarc.server.service import PolicyService
+from reflexarc.server.ticket import Ticket
+from reflexarc.server.websocket_frames import close, receive
+
+logger = logging.getLogger(__name__)
+
+
+async def openpi_or_starvla_session(
+    socket: WebSocket, service: PolicyService, inference: Inference
+) -> None:
+    """Both read a first frame and then ask; a message's keys tell which of the two asks."""
+    contract = inference.contract
+    refusal = openpi.refusal(contract)
+    if refusal is not None and starvla.refusal(contract) is not None:
+        logger.warning("refused a client: %s", refusal)
+        await close(socket, 1008, refusal)
+        return
+    await socket.send_bytes(pack({**handshake(inference), **starvla.metadata(contract)}))
+    conversation = _OpenpiOrStarvla(service, inference)
+    while True:
+        frame = await receive(socket)
+        reply, problem = await conversation.answer(socket, frame)
+        if problem is not None:
+            logger.warning("%s: [%s] %s", socket.client, problem.code, problem.message)
+            await (socket.send_text(reply) if isinstance(reply, str) else socket.send_bytes(reply))
+
+
+class _OpenpiOrStarvla:
+    """The requests of one connection to ``/``."""
+
+    def __init__(self, service: PolicyService, inference: Inference) -> None:
+        self._service, self._contract = service, inference.contract
+        self._decisions = 0
+        self._prev_total_ms: float | None = None
+
+    async def answer(
+        self, socket: WebSocket, frame: bytes | None
+    ) -> tuple[bytes | str, ReflexarcError | None]:
+        """Sends the reply. What is returned is still to be sent where there is an error."""
+        received = time.perf_counter()
+        message: object = None
+        try:
+            if frame is None:
+                raise CodecError("a text frame came; send requests as binary msgpack frames")
+            with self._service.ticket(
+                openpi.NAME, received=received, bytes_in=len(frame)
+            ) as ticket:
+                message = unpack(frame)
+                ask = self._starvla if starvla.speaks(message) else self._openpi
+                reply = await ask(ticket, message)
+                ticket.bytes_out = len(reply)
+                await socket.send_bytes(reply)
+            return b"", None
+        except ReflexarcError as error:
+            if isinstance(message, Mapping) and starvla.speaks(message):
+                request_id = starvla.request_id_of(message)
+                return pack(starvla.error_reply(error, request_id)), error
+            return openpi.error_text(error), error
+        finally:
+            self._prev_total_ms = (time.perf_counter() - received) * 1000
+
+    async def _openpi(self, ticket: Ticket, message: Any) -> bytes:
+        observation = openpi.observation_from_request(self._contract, message, self._next_seed())
+        chunk = await self._service.answer(ticket, observation)
+        infer_ms = (time.perf_counter() - ticket.received) * 1000
+        return openpi.reply(self._contract, chunk, infer_ms, self._prev_total_ms)
+
+    async def _starvla(self, ticket: Ticket, message: Any) -> bytes:
+        ticket.dialect = starvla.NAME
+        request = starvla.request_from_message(message)
+        if request.kind == "ping":
+            return pack(starvla.pong(request))
+        if request.kind != "infer":
+            return pack(starvla.unknown_type(request))
+        first, *others = await self._service.parse(
+            partial(
+                starvla.observations_from_payload,
+                self._contract,
+                request.payload,
+                self._next_seed(),
+            )
+        )
+        chunks = await asyncio.gather(
+            self._service.answer(ticket, first),
+            *(self._another(ticket, observation) for observation in others),
+        )
+        return pack(starvla.reply(self._contract, request, chunks))
+
+    async def _another(self, ticket: Ticket, observation: Observation) -> Any:
+        """A further example of one message waits as a request of its own."""
+        return await self._service.infer(
+            observation, dialect=starvla.NAME, received=ticket.received
+        )
+
+    def _next_seed(self) -> int | None:
+        self._decisions += 1
+        return self._service.decision_seed(self._decisions - 1)
+
+
+async def vla_eval_session(socket: WebSocket, service: PolicyService, inference: Inference) -> None:
+    """The client speaks first. ``?replan_steps=N`` in the URL executes N actions of a chunk."""
+    contract = inference.contract
+    connection = f"connection-{secrets.token_hex(16)}"
+    try:
+        session = vla_eval.Session(
+            contract,
+            first_seed=service.decision_seed(0),
+            replan_steps=vla_eval.replan_steps(contract, socket.query_params.get("replan_steps")),
+        )
+    except ReflexarcError as error:
+        await close(socket, 1008, f"vla-eval: {error.message}")
+        return
+    try:
+        await _vla_eval_messages(socket, service, session, connection)
+    finally:
+        if contract.needs_session:
+            service.submit(partial(inference.end_session, connection))
+
+
+async def _vla_eval_messages(
+    socket: WebSocket, service: PolicyService, session: vla_eval.Session, connection: str
+) -> None:
+    while True:
+        frame = await receive(socket)
+        received = time.perf_counter()
+        seq = 0
+        try:
+            if frame is None:
+                raise CodecError("a text frame came; send binary msgpack frames")
+            raw = unpack(frame)
+            seq = vla_eval.seq_of(raw)
+            message = vla_eval.message_from_map(raw)
+            if message.kind == "hello":
+                refusal = vla_eval.refusal(session.contract, message.payload)
+                if refusal is not None:
+                    # Its client shows the reason of a close frame, but no error in place of hello.
+                    logger.warning("refused a client: %s", refusal)
+                    await close(socket, 1008, refusal)
+                    return
+                await socket.send_bytes(pack(vla_eval.hello_reply(session.contract, seq)))
+            elif message.kind == "episode_start":
+                session.begin_episode()
+            elif message.kind == "observation" and session.is_due:
+                with service.ticket(
+                    vla_eval.NAME, received=received, connection=connection, bytes_in=len(frame)
+                ) as ticket:
+                    await _decide(service, session, ticket, message)
+                    await _send_action(socket, session, seq, ticket)
+            elif message.kind == "observation":
+                if session.sees_this_step_later:
+                    await service.parse(partial(session.keep_row, message.payload))
+                await _send_action(socket, session, seq)
+        except ReflexarcError as error:
+            logger.warning("%s: [%s] %s", socket.client, error.code, error.message)
+            await socket.send_bytes(pack(vla_eval.error_reply(error, seq)))
+
+
+async def _decide(
+    service: PolicyService, session: vla_eval.Session, ticket: Ticket, message: vla_eval.Message
+) -> None:
+    refusal = vla_eval.refusal(session.contract)
+    if refusal is not None:  # a client that said no hello
+        raise ContractViolationError(refusal)
+    observation = await service.parse(partial(session.observation, message.payload))
+    session.accept(await service.answer(ticket, observation))
+
+
+async def _send_action(
+    socket: WebSocket, session: vla_eval.Session, seq: int, ticket: Ticket | None = None
+) -> None:
+    reply = pack(vla_eval.action_reply(session.next_action(), seq))
+    if ticket is not None:
+        ticket.bytes_out = len(reply)
+    await socket.send_bytes(reply)
