@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from reflexarc.policy.statevla.config import KeypointsConfig, StateVLAConfig
-from reflexarc.policy.statevla.encoder import FourierFeatures, Representation
+from reflexarc.policy.statevla.encoder import Encoder, FourierFeatures, Representation, Tokenizer
 from reflexarc.policy.statevla.vision_tokens import KeypointTokens
 
 GRID, CHANNELS, D_MODEL = (5, 7), 6, 16
@@ -81,7 +81,8 @@ def test_every_parameter_learns_and_rows_are_independent() -> None:
         state_octaves=3,
         state_hidden=16,
     )
-    module = Representation(config, state=8, cameras=2, grid=GRID, channels=CHANNELS)
+    tokenizer = Tokenizer(config, state=8, cameras=2, grid=GRID, channels=CHANNELS)
+    module = Representation(tokenizer, Encoder(config))
     task = {"language": torch.randn(3, 12)}
     window = {
         "state": torch.randn(3, 1, 8),

@@ -135,26 +135,10 @@ class Representation(nn.Module):
     One module, so that a target network is one copy of everything that its branch uses.
     """
 
-    def __init__(
-        self,
-        config: StateVLAConfig,
-        *,
-        state: int,
-        cameras: int,
-        grid: tuple[int, int],
-        channels: int,
-        patches: nn.Module | None = None,
-    ):
+    def __init__(self, tokenizer: Tokenizer, encoder: Encoder):
         super().__init__()
-        self.tokenizer = Tokenizer(
-            config,
-            state=state,
-            cameras=cameras,
-            grid=grid,
-            channels=channels,
-            patches=patches,
-        )
-        self.encoder = Encoder(config)
+        self.tokenizer = tokenizer
+        self.encoder = encoder
 
     def forward(self, task: Tensors, window: Tensors, valid: Tensor) -> Tensor:
         """``z (B, K, d_model)`` from the newest row of the window; arguments as in ``encode``."""

@@ -27,7 +27,7 @@ from reflexarc.policy.language import LanguageEmbeddings
 from reflexarc.policy.layers.flow_matching import euler_sample
 from reflexarc.policy.statevla.action_head import FlowMatchingHead, GripperHead
 from reflexarc.policy.statevla.config import StateVLAConfig
-from reflexarc.policy.statevla.encoder import Representation
+from reflexarc.policy.statevla.encoder import Encoder, Representation, Tokenizer
 
 OPEN, CLOSED = -1.0, 1.0
 """The gripper column of a normalised chunk, whatever the robot's own commands are."""
@@ -56,7 +56,7 @@ class StateVLA(Policy):
             supports_prefix=True,
         )
         self.vision: VisionBackbone = build_vision_backbone(config.vision)
-        self.representation = Representation(
+        tokenizer = Tokenizer(
             config,
             state=contract.state.dimension,
             cameras=len(contract.cameras),
@@ -64,6 +64,7 @@ class StateVLA(Policy):
             channels=self.vision.channels,
             patches=self.vision.trained_patches(),
         )
+        self.representation = Representation(tokenizer, Encoder(config))
         self.flow = FlowMatchingHead(config, horizon=horizon, action=self.motion_dimensions)
         self.gripper = GripperHead(config, horizon=horizon) if gripper is not None else None
 
