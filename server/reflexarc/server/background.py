@@ -22,6 +22,7 @@ class BackgroundServer:
         port: 0 takes a free one; ``url`` then names it.
         wait: whether entering the block waits for the policy to be loaded.
         listeners: of finished requests, see :class:`PolicyService`.
+        default_seed: of a session's first decision where its requests name none.
 
     Attributes:
         url: ``ws://host:port``.
@@ -36,12 +37,13 @@ class BackgroundServer:
         port: int = 0,
         wait: bool = True,
         listeners: Sequence[Listener] = (),
+        default_seed: int | None = None,
     ) -> None:
         self._socket = open_port(host, port)
         self.host, self.port = host, int(self._socket.getsockname()[1])
         self.url = f"ws://{host}:{self.port}"
         self.http_url = f"http://{host}:{self.port}"
-        self.service = PolicyService(load, listeners=listeners)
+        self.service = PolicyService(load, listeners=listeners, default_seed=default_seed)
         self._loaded = threading.Event()
         self._server = PolicyServer(self.service, on_ready=self._loaded.set)
         self._thread = threading.Thread(target=self._run, name="policy-server", daemon=True)
