@@ -35,6 +35,15 @@ class Videos(str, Enum):
     none = "none"
 
 
+class Executor(str, Enum):
+    """How chunks are executed."""
+
+    receding_horizon = "receding_horizon"
+    temporal_ensembling = "temporal_ensembling"
+    asynchronous = "asynchronous"
+    real_time_chunking = "real_time_chunking"
+
+
 @eval_app.command("libero")
 def libero(
     server: Annotated[
@@ -54,7 +63,19 @@ def libero(
     states: Annotated[
         str | None, typer.Option(help="Init states instead of --trials, such as 40-49.")
     ] = None,
-    replan_steps: Annotated[int, typer.Option(help="Steps executed of each chunk.", min=1)] = 8,
+    executor: Annotated[
+        Executor, typer.Option(help="How chunks are executed: docs/robots.md.")
+    ] = Executor.receding_horizon,
+    latency_ms: Annotated[
+        float,
+        typer.Option(help="Added to every answer, in steps of 50 ms, rounded up.", min=0),
+    ] = 0.0,
+    replan_steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps executed of each chunk; default 8, for temporal_ensembling 1.", min=1
+        ),
+    ] = None,
     baselines: Annotated[
         str | None,
         typer.Option(
@@ -92,7 +113,12 @@ def libero(
     Exits with 3 when the server does not answer; the same command then resumes.
     """
     require("reflexarc eval libero", "sim", "libero", "mujoco", "h5py", "scipy", "tqdm", "av")
-    from reflexarc.eval.run_settings import default_states, parse_baselines, parse_indices
+    from reflexarc.eval.run_settings import (
+        DEFAULT_REPLAN_STEPS,
+        default_states,
+        parse_baselines,
+        parse_indices,
+    )
 
     settings = _settings(
         server=server,
@@ -104,7 +130,9 @@ def libero(
         demonstrations=demonstrations,
         output=output,
         seed=seed,
-        replan_steps=replan_steps,
+        executor=executor.value,
+        latency_ms=latency_ms,
+        replan_steps=replan_steps or DEFAULT_REPLAN_STEPS[executor.value],
         max_steps=max_steps,
         videos=videos.value,
         workers=workers,

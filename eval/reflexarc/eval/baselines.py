@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from reflexarc.client import ChunkPolicy, RecedingHorizonExecutor
+from reflexarc.client import ChunkExecutor
 from reflexarc.contract import Observation
 from reflexarc.contract.errors import DatasetError
 from reflexarc.contract.policy_contract import libero_action
@@ -37,6 +37,10 @@ class ActionSource(Protocol):
     def latencies_ms(self) -> Sequence[float]:
         """Round trip of every request so far."""
 
+    @property
+    def held_steps(self) -> int:
+        """Steps so far at which the arm stood still for want of a chunk."""
+
 
 def request_seed(seed: int, task: int, state: int, chunk: int) -> int:
     """Seed of one request, in ``[0, 2**63)``: equal for equal run, task, state and chunk.
@@ -48,24 +52,23 @@ def request_seed(seed: int, task: int, state: int, chunk: int) -> int:
 
 
 class PolicyActions:
-    """Actions of a served policy, asked for every ``replan_steps`` steps.
+    """Actions of a served policy, as an executor asks for them.
 
     ``images`` and ``instruction`` are what the arm shows and tells; the robot's state is real.
     """
 
     def __init__(
         self,
-        policy: ChunkPolicy,
+        executor: ChunkExecutor,
         observer: LiberoObserver,
         simulator: LiberoSimulator,
         *,
         images: ShownImages,
         instruction: str,
         seeds: tuple[int, int, int],
-        replan_steps: int,
     ) -> None:
         """``seeds`` are the run's seed, the task's index and the state's index."""
-        self._executor = RecedingHorizonExecutor(policy, replan_steps)
+        self._executor = executor
         self._observer, self._simulator = observer, simulator
         self._images, self._instruction, self._seeds = images, instruction, seeds
         # A stream of its own, so that a server never mixes two episodes' histories.
@@ -74,6 +77,10 @@ class PolicyActions:
     @property
     def latencies_ms(self) -> Sequence[float]:
         return self._executor.latencies_ms
+
+    @property
+    def held_steps(self) -> int:
+        return self._executor.held
 
     def next_action(self, step: int) -> Action:
         return self._executor.next_action(lambda: self._observe(step), self._observe_state)
@@ -91,6 +98,25 @@ class PolicyActions:
             seed=request_seed(*self._seeds, self._executor.chunks),
             step_index=step,
         )
+
+
+class FilmedActions:
+    """Another source's actions, filmed at regular steps, whenever that source looks."""
+
+    def __init__(self, source: ActionSource, simulator: LiberoSimulator, film: Film) -> None:
+        self._source, self._simulator, self._film = source, simulator, film
+
+    @property
+    def latencies_ms(self) -> Sequence[float]:
+        return self._source.latencies_ms
+
+    @property
+    def held_steps(self) -> int:
+        return self._source.held_steps
+
+    def next_action(self, step: int) -> Action:
+        self._film.snap(step, self._simulator)
+        return self._source.next_action(step)
 
 
 @dataclass(frozen=True)
@@ -133,6 +159,7 @@ class ReplayActions:
     """
 
     latencies_ms: Sequence[float] = ()
+    held_steps = 0
 
     def __init__(
         self,

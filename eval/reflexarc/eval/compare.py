@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from reflexarc.client import ExecutorName
 from reflexarc.contract.policy_contract import FrozenModel
 from reflexarc.eval.arms import Arm
 from reflexarc.eval.durable_log import ResultsError
+from reflexarc.eval.execution import execution_in_words
 from reflexarc.eval.intervals import (
     PairedCounts,
     mcnemar_exact,
@@ -19,7 +21,9 @@ from reflexarc.eval.saved_run import RUN_FIELDS, read_results
 from reflexarc.eval.summary import RateSummary
 
 # May differ, and is then said: it changes what a success means, or what the policy was asked.
-_CONDITIONS = ("max_steps", "replan_steps", "wait_steps", "seed")
+_CONDITIONS = (
+    "max_steps", "replan_steps", "wait_steps", "seed", "executor", "injected_latency_ms",
+)  # fmt: skip
 Pair = tuple[EpisodeResult, EpisodeResult]
 
 
@@ -33,8 +37,15 @@ class RunSide(FrozenModel):
     max_steps: int
     replan_steps: int
     wait_steps: int
+    executor: ExecutorName
+    injected_latency_ms: float
     checkpoint_fingerprint: str
     contract_sha256: str
+
+    @property
+    def execution(self) -> str:
+        """How chunks are executed, in words."""
+        return execution_in_words(self.executor, self.replan_steps, self.injected_latency_ms)
 
 
 class ComparedGroup(FrozenModel):

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from reflexarc.client import ChunkPolicy
 from reflexarc.eval.arms import ARMS
-from reflexarc.eval.baselines import ActionSource, Demonstration, PolicyActions, ReplayActions
+from reflexarc.eval.baselines import (
+    ActionSource,
+    Demonstration,
+    FilmedActions,
+    PolicyActions,
+    ReplayActions,
+)
+from reflexarc.eval.execution import evaluation_executor
 from reflexarc.eval.results import EpisodeKey, EpisodeResult, Reason, RunIdentity
 from reflexarc.eval.run_settings import RunSettings
 from reflexarc.eval.shown_images import BlackImages, CameraImages, RecordedImages, ShownImages
@@ -88,6 +95,7 @@ def run_episode(run: TaskRun, key: EpisodeKey) -> EpisodeResult:
         steps=outcome.steps,
         seconds=round(seconds, 3),
         chunks=len(latencies),
+        held_steps=source.held_steps,
         latency_median_ms=round(median(latencies), 3) if latencies else None,
         latency_max_ms=round(max(latencies), 3) if latencies else None,
         demonstration_sha256=key.demonstration(identity),
@@ -130,16 +138,23 @@ def _action_source(run: TaskRun, key: EpisodeKey, film: Film) -> ActionSource:
         demonstration = run.demonstrations[key.task]
         return ReplayActions(demonstration, run.simulator, replan_steps=replan_steps, film=film)
     assert run.policy is not None
+    identity = run.identity
+    executor = evaluation_executor(
+        identity.executor, run.policy, identity.replan_steps, identity.injected_latency_ms
+    )
+    # Frames that come at the film's own steps are kept as they are; others would leave gaps.
+    regular = identity.executor == "receding_horizon" and identity.injected_latency_ms == 0
+    seen = film if regular else Film(wanted=False)
     told = _other_task(run, key) if arm.other_instruction else run.simulator.task
-    return PolicyActions(
-        run.policy,
+    source = PolicyActions(
+        executor,
         run.observer,
         run.simulator,
-        images=_shown_images(run, key, film),
+        images=_shown_images(run, key, seen),
         instruction=told.instruction,
-        seeds=(run.identity.seed, key.task, key.state),
-        replan_steps=replan_steps,
+        seeds=(identity.seed, key.task, key.state),
     )
+    return source if regular else FilmedActions(source, run.simulator, film)
 
 
 def _shown_images(run: TaskRun, key: EpisodeKey, film: Film) -> ShownImages:

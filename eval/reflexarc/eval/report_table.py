@@ -135,8 +135,8 @@ def _caption(summary: Summary) -> str:
         "same states in percentage points, with 95 % Newcombe intervals (method 10, paired)",
         *_explanations(summary),
         *p_values,
-        f"steps and latency are the policy's; replan every {identity.replan_steps} steps, at most "
-        f"{identity.max_steps}; seed {identity.seed}; checkpoint {checkpoint}",
+        f"steps and latency are the policy's; {identity.execution}, at most "
+        f"{identity.max_steps} steps; seed {identity.seed}; checkpoint {checkpoint}",
     ]
     return "; ".join(parts) + "."
 

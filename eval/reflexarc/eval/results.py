@@ -8,9 +8,11 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
+from reflexarc.client import ExecutorName
 from reflexarc.contract.policy_contract import FrozenModel
 from reflexarc.eval.arms import ARMS, Arm
 from reflexarc.eval.durable_log import DurableLog, parse_lines
+from reflexarc.eval.execution import execution_in_words
 
 Reason = Literal["success", "named_goal", "timeout"]
 TITLE = "an episode"
@@ -45,6 +47,7 @@ class RunIdentity(FrozenModel):
     """What must be equal for two episodes to belong to one table.
 
     ``demonstrations`` maps a task index to the sha256 of its demonstration's actions.
+    ``injected_latency_ms`` counts in control steps, rounded up.
     """
 
     suite: str
@@ -52,9 +55,16 @@ class RunIdentity(FrozenModel):
     max_steps: int
     replan_steps: int
     wait_steps: int
+    executor: ExecutorName = "receding_horizon"
+    injected_latency_ms: float = 0.0
     checkpoint_fingerprint: str
     contract_sha256: str
     demonstrations: Mapping[int, str] = Field(default_factory=dict)
+
+    @property
+    def execution(self) -> str:
+        """How chunks are executed, in words."""
+        return execution_in_words(self.executor, self.replan_steps, self.injected_latency_ms)
 
 
 class EpisodeResult(FrozenModel):
@@ -68,6 +78,7 @@ class EpisodeResult(FrozenModel):
         steps: environment steps executed after the wait steps.
         seconds: wall clock of the episode, with its reset.
         chunks: how often the policy was asked; 0 for a blind replay.
+        held_steps: steps at which the arm stood still because no chunk was there.
         latency_median_ms, latency_max_ms: round trip of one request as the client saw it.
         seed: of the run; every request's seed follows from it (``episodes.request_seed``).
         demonstration_sha256: of the actions of the demonstration that was replayed, or whose
@@ -98,6 +109,9 @@ class EpisodeResult(FrozenModel):
     max_steps: int
     replan_steps: int
     wait_steps: int
+    executor: ExecutorName = "receding_horizon"
+    injected_latency_ms: float = 0.0
+    held_steps: int = 0
     checkpoint_fingerprint: str
     contract_sha256: str
     demonstration_sha256: str | None = None

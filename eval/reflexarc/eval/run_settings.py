@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from reflexarc.client import ExecutorName
 from reflexarc.contract import PolicyContract
 from reflexarc.contract.errors import ConfigError
 from reflexarc.contract.policy_contract import FrozenModel
@@ -17,6 +18,12 @@ from reflexarc.eval.results import EpisodeKey, RunIdentity
 
 REPORTED_STATES_BEGIN = 40
 STATES = 50
+DEFAULT_REPLAN_STEPS: Mapping[ExecutorName, int] = {
+    "receding_horizon": 8,
+    "temporal_ensembling": 1,
+    "asynchronous": 8,
+    "real_time_chunking": 8,
+}
 Videos = Literal["all", "failures", "none"]
 OtherTask = Literal["cyclic", "all"]
 
@@ -26,6 +33,8 @@ class RunSettings(FrozenModel):
 
     Attributes:
         states: indices of the benchmark's 50 initial states; every arm runs on all of them.
+        executor: how chunks are executed.
+        latency_ms: added to every answer, in environment steps of 50 ms, rounded up.
         replan_steps: environment steps between two requests.
         max_steps: steps after which an episode has failed; None takes the suite's usual number.
         other_task: whose instruction the arm ``other_instruction`` tells: the next of the
@@ -45,6 +54,8 @@ class RunSettings(FrozenModel):
     demonstrations: Path | None = None
     output: Path
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    executor: ExecutorName = "receding_horizon"
+    latency_ms: Annotated[float, Field(ge=0, le=10_000)] = 0.0
     replan_steps: Annotated[int, Field(ge=1)] = 8
     max_steps: Annotated[int, Field(ge=1)] | None = None
     wait_steps: Annotated[int, Field(ge=0)] = 10
@@ -92,6 +103,8 @@ class RunSettings(FrozenModel):
             max_steps=self.episode_steps,
             replan_steps=self.replan_steps,
             wait_steps=self.wait_steps,
+            executor=self.executor,
+            injected_latency_ms=self.latency_ms,
             checkpoint_fingerprint=contract.checkpoint_fingerprint,
             contract_sha256=contract_sha256(contract),
             demonstrations=dict(demonstrations),

@@ -19,6 +19,8 @@ RUN_FIELDS = (
     "max_steps",
     "replan_steps",
     "wait_steps",
+    "executor",
+    "injected_latency_ms",
     "checkpoint_fingerprint",
     "contract_sha256",
 )

@@ -141,7 +141,7 @@ class RobotGuard:
         bad = ~np.isfinite(action)
         if bad.any():
             self.note("not_finite", step, self._listed(bad))
-            return self._safe.copy()
+            return self._safe_copy()
         clamped = self.clamp(action)
         outside = clamped != np.asarray(action, np.float32)
         if outside.any():
@@ -156,7 +156,7 @@ class RobotGuard:
             self.note("stopped", step, self.stopped)
         else:
             self.note("waiting", step, why)
-        return self._safe.copy()
+        return self._safe_copy()
 
     def is_stale(self, age_steps: int, age_ms: float) -> bool:
         """Whether a chunk of an observation so old must not be executed."""
@@ -202,6 +202,10 @@ class RobotGuard:
         logger.log(level, "step %d: %s: %s", step, name, detail)
         if self._on_event is not None:
             self._on_event(event)
+
+    def _safe_copy(self) -> FloatArray:
+        safe: FloatArray = self._safe.copy()
+        return safe
 
     def _safe_action(self, gripper_at_start: float | None) -> FloatArray:
         safe = np.zeros(len(self._names), np.float32)

@@ -201,7 +201,7 @@ def _facts(side: RunSide) -> list[tuple[str, str]]:
         ("checkpoint", side.checkpoint_fingerprint or "without fingerprint"),
         ("contract, sha256", side.contract_sha256),
         ("seed", str(side.seed)),
-        ("steps", f"at most {side.max_steps}, replan every {side.replan_steps}, "
+        ("steps", f"at most {side.max_steps}, {side.execution}, "
          f"wait {side.wait_steps} before the first"),
     ]  # fmt: skip
 

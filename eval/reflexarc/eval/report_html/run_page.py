@@ -56,8 +56,8 @@ def run_page(folder: Path, summary: Summary, results: Sequence[EpisodeResult]) -
         title=f"{identity.suite}, {counted(len(summary.tasks), 'task')}, states "
         f"{format_indices(summary.states)}",
         subtitle=f"{len(shown)} episodes; checkpoint "
-        f"{identity.checkpoint_fingerprint[:12] or 'without fingerprint'}; replan every "
-        f"{identity.replan_steps} steps, at most {identity.max_steps}; seed {identity.seed}",
+        f"{identity.checkpoint_fingerprint[:12] or 'without fingerprint'}; "
+        f"{identity.execution}, at most {identity.max_steps} steps; seed {identity.seed}",
         complete=summary.complete,
         cards=run_tables.cards(summary),
         tables=run_tables.tables(summary),
@@ -107,7 +107,7 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         ("checkpoint", identity.checkpoint_fingerprint or "without fingerprint"),
         ("contract, sha256", identity.contract_sha256),
         ("seed", str(identity.seed)),
-        ("steps", f"at most {identity.max_steps}, replan every {identity.replan_steps}, "
+        ("steps", f"at most {identity.max_steps}, {identity.execution}, "
          f"wait {identity.wait_steps} before the first"),
         *demonstrations,
         *((name, value or "not set") for name, value in sorted(summary.versions.items())),
@@ -128,6 +128,10 @@ def _command(summary: Summary, results: Sequence[EpisodeResult]) -> str:
         "--seed": str(identity.seed),
         "--baselines": ",".join(baselines) or "none",
     }
+    if identity.executor != "receding_horizon":
+        options["--executor"] = identity.executor
+    if identity.injected_latency_ms:
+        options["--latency-ms"] = f"{identity.injected_latency_ms:g}"
     if _told_several(results):
         options["--other-task"] = "all"
     if any(ARMS[arm].needs_demonstrations for arm in baselines):
