@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -109,6 +110,10 @@ class Objective(nn.Module, ABC):
     def weight(self, batch: Batch) -> float:
         """How many terms the losses of ``batch`` are means over: its weight in validation."""
         return float(batch.action_mask.sum())
+
+    def summarize(self, means: Mapping[str, float]) -> dict[str, float]:
+        """What a whole validation says, from the means of its losses: ratios are taken here."""
+        return dict(means)
 
     def after_optimizer_step(self, policy: Policy, step: int, total_steps: int) -> None:
         """Called after optimiser step ``step`` (from 0); a target network moves here."""

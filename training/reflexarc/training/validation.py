@@ -26,6 +26,8 @@ def validate(
 ) -> dict[str, float]:
     """Means over what the held-out batches hold, each batch with the objective's ``weight``.
 
+    What the objective's ``summarize`` derives from them comes with them.
+
     The losses are those of training; where the action heads are trained there come with them
     ``action_mae`` and ``action_mse`` of sampled chunks over the continuous dimensions, in the
     units of the robot's action, and ``gripper_accuracy``. Draws and noise are the same in every
@@ -51,7 +53,7 @@ def validate(
         for name, value in {**losses, **errors}.items():
             sums[name] += value * terms
         weight += terms
-    return {name: value / max(weight, 1.0) for name, value in sums.items()}
+    return objective.summarize({name: value / max(weight, 1.0) for name, value in sums.items()})
 
 
 def _chunk_errors(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from typing import Protocol, cast
 
 import torch
@@ -81,9 +82,8 @@ class TemporalJEPAObjective(Objective):
 
         ``z_std`` is the mean deviation of a dimension of the normed z over rows: near 1 in a
         healthy representation, 0 in a collapsed one. In evaluation mode the identity predictor is
-        measured as well: ``identity`` is the MSE between the target's own z at t and t + k, and
-        ``mse_over_identity`` says what is left of it, so that below 1 means that something about
-        change was learnt. A batch without any real future gives zeros.
+        measured as well: ``identity`` is the MSE between the target's own z at t and t + k. A
+        batch without any real future gives zeros.
         """
         model = cast(RepresentationPolicy, policy)
         window = {**batch.window, "state": batch.window["state"] + draws["state_noise"]}
@@ -110,12 +110,18 @@ class TemporalJEPAObjective(Objective):
         }
         if not self.training:
             now = self._target(batch.task, batch.window, batch.valid)
-            identity = masked_mean((now - target).square().mean((1, 2)), mask)
-            losses["identity"] = identity
-            # Nothing to predict (no real row, or no change) is no skill.
-            ratio = prediction.detach() / identity.clamp(min=1e-12)
-            losses["mse_over_identity"] = torch.where(identity > 0, ratio, torch.ones_like(ratio))
+            losses["identity"] = masked_mean((now - target).square().mean((1, 2)), mask)
         return losses
+
+    def summarize(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Also ``mse_over_identity``: below 1, something about change was learnt.
+
+        A ratio of means and no mean of ratios: a batch in which little moves says little.
+        """
+        identity = means["identity"]
+        # Nothing to predict (no real row, or no change) is no skill.
+        ratio = means["prediction"] / identity if identity > 0 else 1.0
+        return {**means, "mse_over_identity": ratio}
 
     def weight(self, batch: Batch) -> float:
         """Number of rows with a real future."""
