@@ -1,4 +1,4 @@
-"""``reflexarc query``: ask a server for its contract or for one chunk."""
+"""``reflexarc query``: ask a server for its contract, for one chunk, or for a recording again."""
 
 from __future__ import annotations
 
@@ -36,12 +36,41 @@ def query(
     ] = False,
     seed: Annotated[int | None, typer.Option(help="Seed of the sampling noise.", min=0)] = None,
     retry_for: Annotated[float, typer.Option(help="Seconds to wait for a server.", min=0)] = 10.0,
+    replay: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Ask everything in a recording of serve-policy --record again, and compare.",
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            help="Of --replay: largest difference that passes, in units of the action's standard "
+            "deviation where the policy states one.",
+            min=0,
+        ),
+    ] = 1e-3,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Of --replay: the report as JSON.")
+    ] = None,
 ) -> None:
-    """Print the server's contract; with an observation, or --random, one chunk of actions."""
+    """Print the server's contract; with an observation, or --random, one chunk of actions.
+
+    With --replay: what the server answers otherwise than the recorded one; exit status 1 when
+    actions differ by more than --tolerance, or another request is refused.
+    """
     from reflexarc.client import HttpPolicyClient, PolicyClient
 
+    if replay is not None and (image or state or instruction or random):
+        raise ConfigError("--replay sends what was recorded; leave out the rest", field="replay")
     kind = HttpPolicyClient if server.startswith("http") else PolicyClient
     with kind(server, retry_for=retry_for) as client:
+        if replay is not None:
+            from reflexarc.cli.query_replay import replay_recording
+
+            same = replay_recording(replay, client, tolerance, output)
+            raise typer.Exit(0 if same else 1)
         if not (image or state or instruction or random):
             _print_contract(client.contract, client.metadata)
             return
