@@ -57,6 +57,14 @@ def serve(
             help="Of a checkpoint: Euler steps where a request names none.", min=1, max=100
         ),
     ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="Of a session's first decision where requests name none; the next has the next.",
+            min=0,
+            max=2**53,
+        ),
+    ] = None,
 ) -> None:
     """Serve a policy as action chunks until Ctrl-C or SIGTERM."""
     require("serve-policy", "server", "fastapi", "uvicorn")
@@ -78,7 +86,7 @@ def serve(
         f"  reflexarc query --server ws://{address}\n"
         f"  reflexarc eval libero --server ws://{address} --suite libero_object --tasks 0"
     )
-    service = PolicyService(source.load)
+    service = PolicyService(source.load, default_seed=seed)
 
     def announce() -> None:
         if source.contract is None:

@@ -128,7 +128,14 @@ def hello_reply(contract: PolicyContract, seq: int) -> dict[str, Any]:
 
 
 def action_reply(action: npt.NDArray[np.float32], seq: int) -> dict[str, Any]:
-    return _frame("action", {"actions": action}, seq)
+    # Unlike openpi's codec, vla-eval's has text for the keys of an array's map.
+    array = {
+        "__ndarray__": True,
+        "data": action.tobytes(),
+        "dtype": action.dtype.str,
+        "shape": list(action.shape),
+    }
+    return _frame("action", {"actions": array}, seq)
 
 
 def error_reply(error: ReflexarcError, seq: int) -> dict[str, Any]:
@@ -204,7 +211,7 @@ class Session:
     def next_action(self) -> npt.NDArray[np.float32]:
         """One action ``(D,)``; the step after it begins."""
         self._step += 1
-        return np.ascontiguousarray(self._left.popleft())
+        return self._left.popleft()
 
     def _images(self, payload: Mapping[Any, Any]) -> dict[str, Any]:
         images = as_map(required(payload, "images", "images", _EXPECTED), "agentview, wrist")
