@@ -10,14 +10,20 @@ import typer
 
 from reflexarc.cli.extras import require
 from reflexarc.cli.groups import eval_app
-from reflexarc.contract.errors import ConfigError, NotReadyError, ServerUnavailableError
+from reflexarc.cli.served import (
+    DEFAULT_RETRY_FOR,
+    DEFAULT_SERVER,
+    RetryFor,
+    Seed,
+    Server,
+    exit_when_unavailable,
+    print_wide,
+)
+from reflexarc.contract.errors import ConfigError
 
 if TYPE_CHECKING:
     from reflexarc.eval.run_settings import RunSettings
     from reflexarc.eval.summary import Summary
-
-EXIT_SERVER_UNAVAILABLE = 3
-LOG_COLUMNS = 140
 
 
 class OtherTask(str, Enum):
@@ -46,9 +52,7 @@ class Executor(str, Enum):
 
 @eval_app.command("libero")
 def libero(
-    server: Annotated[
-        str, typer.Option(help="Address that serve-policy printed.")
-    ] = "ws://127.0.0.1:8000",
+    server: Server = DEFAULT_SERVER,
     suite: Annotated[
         str,
         typer.Option(
@@ -95,7 +99,7 @@ def libero(
     output: Annotated[
         Path, typer.Option(help="Folder for results, summary and videos; the same one resumes.")
     ] = Path("outputs/eval"),
-    seed: Annotated[int, typer.Option(help="Seed of the sampling noise.", min=0)] = 0,
+    seed: Seed = 0,
     max_steps: Annotated[
         int | None, typer.Option(help="Steps an episode may take; default: the suite's.", min=1)
     ] = None,
@@ -104,15 +108,14 @@ def libero(
         int,
         typer.Option(help="Simulator processes, 2 GB each.", min=1, max=16),
     ] = 1,
-    retry_for: Annotated[
-        float, typer.Option(help="Seconds to wait for a server that does not answer.", min=0)
-    ] = 60.0,
+    retry_for: RetryFor = DEFAULT_RETRY_FOR,
 ) -> None:
     """Success rates beside blind replay and blanked images, on the same initial states.
 
     Exits with 3 when the server does not answer; the same command then resumes.
     """
     require("reflexarc eval libero", "sim", "libero", "mujoco", "h5py", "scipy", "tqdm", "av")
+    from reflexarc.eval.run import evaluate
     from reflexarc.eval.run_settings import (
         DEFAULT_REPLAN_STEPS,
         default_states,
@@ -138,7 +141,8 @@ def libero(
         workers=workers,
         retry_for=retry_for,
     )
-    _print_summary(_run(settings), output)
+    with exit_when_unavailable(server, output):
+        _print_summary(evaluate(settings), output)
 
 
 def _default_baselines(demonstrations: Path | None) -> str:
@@ -163,32 +167,10 @@ def _settings(**values: Any) -> RunSettings:
         ) from error
 
 
-def _run(settings: RunSettings) -> Summary:
-    from reflexarc.eval.run import evaluate
-
-    try:
-        return evaluate(settings)
-    except (ServerUnavailableError, NotReadyError) as error:
-        typer.secho(f"error [{error.code}]: {error.message}", fg=typer.colors.RED, err=True)
-        results = settings.output / "results.jsonl"
-        kept = f"Finished episodes are kept in {results}. " if results.is_file() else ""
-        typer.echo(
-            f"{kept}Start the server (serve-policy --ckpt ...) at {settings.server}, then run the "
-            "same command: it resumes.",
-            err=True,
-        )
-        raise typer.Exit(EXIT_SERVER_UNAVAILABLE) from error
-
-
 def _print_summary(summary: Summary, output: Path) -> None:
-    from rich.console import Console
-
     from reflexarc.eval.report_table import rich_table
 
-    console = Console()
-    if not console.is_terminal:
-        console.width = LOG_COLUMNS  # a log file has no edge
-    console.print(rich_table(summary))
+    print_wide(rich_table(summary))
     typer.echo(f"Results: {output / 'results.jsonl'}, {output / 'summary.md'}")
     if any((output / "videos").glob("*.mp4")):
         typer.echo(f"Videos:  {output / 'videos'}")
