@@ -91,6 +91,24 @@ class NotReadyError(ReflexarcError):
     code = "not_ready"
 
 
+class TooManyRequestsError(ReflexarcError):
+    """A connection sent more requests than may wait on it, or left its replies unread."""
+
+    code = "too_many_requests"
+
+
+class DeadlineExceededError(ReflexarcError):
+    """The answer would come after the request's ``deadline_ms``; none was computed."""
+
+    code = "deadline_exceeded"
+
+
+class StaleReplyError(ReflexarcError):
+    """The episode was reset while the request was in flight; its answer was withheld."""
+
+    code = "stale_reply"
+
+
 class HistoryMissingError(ReflexarcError):
     """The server does not hold what a request leaves out; send the whole window again.
 

@@ -77,6 +77,8 @@ class Observation:
             the first request of an episode; the session keeps its embedding.
         action_prefix: ``float32 (P, D)`` in robot units, P below the horizon: the chunk's first
             actions, which are committed already. For policies whose sampling supports it.
+        deadline_ms: how long after its arrival at the server an answer is of use; an answer that
+            would come later is refused. None waits for as long as it takes.
     """
 
     images: Images
@@ -90,6 +92,7 @@ class Observation:
     history: tuple[HistoryRow, ...] = ()
     goal_image: Images | None = None
     action_prefix: npt.NDArray[Any] | None = None
+    deadline_ms: float | None = None
 
     def to_wire(self) -> dict[str, Any]:
         """A map for the codec; fields that are None or empty are left out."""
@@ -124,9 +127,8 @@ class Observation:
         for key, expected in _OPTIONAL_TYPES.items():
             value = message.get(key)
             if value is not None and (not isinstance(value, expected) or isinstance(value, bool)):
-                raise CodecError(
-                    f"{key} must be {expected.__name__}, got {type(value).__name__}", field=key
-                )
+                wanted = "a number" if expected is _NUMBER else expected.__name__
+                raise CodecError(f"{key} must be {wanted}, got {type(value).__name__}", field=key)
         values = {str(key): value for key, value in message.items()}
         return cls(**{**values, "history": _history_from_wire(message.get("history"))})
 
@@ -158,13 +160,15 @@ def _check_image_map(images: object, name: str) -> None:
         raise CodecError(f"{name} must be a map from camera name to image", field=name)
 
 
-_OPTIONAL_TYPES: dict[str, type] = {
+_NUMBER = (int, float)
+_OPTIONAL_TYPES: dict[str, Any] = {
     "instruction": str,
     "session_id": str,
     "request_id": str,
     "seed": int,
     "step_index": int,
     "denoising_steps": int,
+    "deadline_ms": _NUMBER,
 }
 
 

@@ -19,6 +19,7 @@ from reflexarc.contract.policy_contract import PolicyContract
 _CAMERAS_NAMED = 8
 _PROBLEMS_NAMED = 16
 _MAX_STEP_INDEX = 2**53
+_MAX_DEADLINE_MS = 1e9
 Problem = tuple[str, str]
 
 
@@ -94,6 +95,9 @@ def _text_problems(contract: PolicyContract, observation: Observation) -> Iterat
     steps = observation.denoising_steps
     if steps is not None and not 1 <= steps <= 100:
         yield "denoising_steps", f"must be in [1, 100], got {steps}"
+    deadline = observation.deadline_ms
+    if deadline is not None and not 0 < deadline < _MAX_DEADLINE_MS:
+        yield "deadline_ms", f"must be above 0 and below {_MAX_DEADLINE_MS:g}, got {deadline}"
 
 
 def _goal_problems(contract: PolicyContract, observation: Observation) -> Iterator[Problem]:
