@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
@@ -10,21 +10,30 @@ from fastapi import FastAPI
 
 from reflexarc.server.dialect_routes import dialect_routes
 from reflexarc.server.http_routes import http_routes
+from reflexarc.server.seeing import Seeing
 from reflexarc.server.service import PolicyService
 from reflexarc.server.websocket_routes import websocket_routes
 
 
-def create_app(service: PolicyService) -> FastAPI:
-    """An application that starts to load the policy when the server starts."""
+def create_app(service: PolicyService, *, page_hosts: Sequence[str] = ()) -> FastAPI:
+    """An application that starts to load the policy when the server starts.
+
+    Args:
+        service: the policy.
+        page_hosts: who besides this machine sees the status page: see :class:`PageAccess`.
+    """
+    seeing = Seeing(service, page_hosts)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.start()
         yield
         service.close()
+        seeing.close()
 
     app = FastAPI(title="Reflexarc policy server", version=version("reflexarc"), lifespan=lifespan)
     app.include_router(http_routes(service))
     app.include_router(dialect_routes(service))
     app.include_router(websocket_routes(service))
+    app.include_router(seeing.routes())
     return app

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -31,6 +31,7 @@ class PolicyServer(uvicorn.Server):  # type: ignore[misc]
     Args:
         service: the policy; its loading begins when the port is open.
         on_ready: called once, on the event loop, when the policy is loaded.
+        page_hosts: who besides this machine sees the status page.
     """
 
     def __init__(
@@ -39,8 +40,9 @@ class PolicyServer(uvicorn.Server):  # type: ignore[misc]
         *,
         drain_seconds: float = DRAIN_SECONDS,
         on_ready: Callable[[], None] | None = None,
+        page_hosts: Sequence[str] = (),
     ) -> None:
-        super().__init__(server_config(service))
+        super().__init__(server_config(service, page_hosts))
         self._service = service
         self._drain_seconds = drain_seconds
         self._on_ready = on_ready
@@ -82,7 +84,7 @@ class PolicyServer(uvicorn.Server):  # type: ignore[misc]
         self.should_exit = True
 
 
-def server_config(service: PolicyService) -> uvicorn.Config:
+def server_config(service: PolicyService, page_hosts: Sequence[str] = ()) -> uvicorn.Config:
     """Frame cap 64 MiB; no compression, because it costs 13 ms an image pair and saves little."""
     limits: dict[str, Any] = {
         "ws": PolicyWebSocketProtocol,
@@ -93,7 +95,7 @@ def server_config(service: PolicyService) -> uvicorn.Config:
         "ws_ping_timeout": 60.0,
     }
     return uvicorn.Config(
-        create_app(service),
+        create_app(service, page_hosts=page_hosts),
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=1,  # after the drain only what hangs is left

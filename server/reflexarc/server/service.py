@@ -12,7 +12,7 @@ from enum import Enum
 from functools import partial
 from typing import TypeVar
 
-from reflexarc.contract import ActionChunk, Observation, ReflexarcError
+from reflexarc.contract import ActionChunk, Observation, PolicyContract, ReflexarcError
 from reflexarc.contract.errors import NotReadyError
 from reflexarc.server.exchange import Listener
 from reflexarc.server.images import has_encoded_images
@@ -124,13 +124,21 @@ class PolicyService:
 
         Raises NotReadyError when the server is not ready or has too much waiting.
         """
+        ticket = Ticket(dialect, received, connection, bytes_in, self._closed)
         if self.phase is not Phase.READY:
-            raise NotReadyError(f"the server is {self.phase.value}; ask again when it is ready")
-        if self._in_flight >= self._max_waiting:
-            raise NotReadyError(f"{self._in_flight} requests are waiting already; ask again later")
+            ticket.error = NotReadyError(
+                f"the server is {self.phase.value}; ask again when it is ready"
+            )
+        elif self._in_flight >= self._max_waiting:
+            ticket.error = NotReadyError(
+                f"{self._in_flight} requests are waiting already; ask again later"
+            )
+        if ticket.error is not None:
+            self._listeners(ticket.exchange())
+            raise ticket.error
         self._in_flight += 1
         self._idle.clear()
-        return Ticket(dialect, received, connection, bytes_in, self._closed)
+        return ticket
 
     def _closed(self, ticket: Ticket) -> None:
         self._in_flight -= 1
@@ -138,6 +146,20 @@ class PolicyService:
             self._idle.set()
         if self._listeners:
             self._listeners(ticket.exchange())
+
+    def listen(self, listener: Listener) -> None:
+        """Tell a listener of every request that finishes from now on."""
+        self._listeners.add(listener)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait or run."""
+        return self._in_flight
+
+    @property
+    def contract(self) -> PolicyContract | None:
+        """Of the policy, once it is loaded and warm."""
+        return None if self._inference is None else self._inference.contract
 
     def decision_seed(self, decision: int) -> int | None:
         """Seed of a session's n-th decision, from 0, where its request names none."""

@@ -19,6 +19,9 @@ class Listeners:
     def __init__(self, listeners: Sequence[Listener] = ()) -> None:
         self._listeners = list(listeners)
 
+    def add(self, listener: Listener) -> None:
+        self._listeners.append(listener)
+
     def __bool__(self) -> bool:
         return bool(self._listeners)
 
