@@ -7,6 +7,7 @@ import sys
 import typer
 
 from reflexarc.cli import (
+    bench,
     checkpoint,
     checkpoint_probe,
     data_collect,
@@ -43,7 +44,7 @@ GROUP_MODULES = (
     eval_compare,
     eval_offline,
 )
-for module in (train, serve, query, demo):
+for module in (train, serve, query, bench, demo):
     if hasattr(module, "register"):
         module.register(app)
 

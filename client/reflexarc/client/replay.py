@@ -232,10 +232,9 @@ class _Player:
     ) -> tuple[str | None, ActionChunk | None]:
         """The error code, if it is refused, or the chunk."""
         assert recorded.observation is not None
-        changes: dict[str, Any] = {"session_id": session, "request_id": None}
-        if hasattr(recorded.observation, "deadline_ms"):
-            changes["deadline_ms"] = None
-        observation = replace(recorded.observation, **changes)
+        observation = replace(
+            recorded.observation, session_id=session, request_id=None, deadline_ms=None
+        )
         started = time.perf_counter()
         try:
             chunk = self._client.infer(observation)
