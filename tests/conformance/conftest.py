@@ -1,4 +1,4 @@
-"""openpi's published client in a virtual environment of its own."""
+"""Other projects' published clients, each in a virtual environment of its own."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ sys.path.insert(0, str(Path(__file__).parent))  # for the package `policies`
 INSTRUCTION = "pick up the alphabet soup and place it in the basket"
 
 # openpi-client needs numpy < 2 and imports typing_extensions without declaring it.
-REQUIREMENTS = ("openpi-client==0.1.2", "numpy<2", "typing_extensions", "websockets<18")
+OPENPI = ("openpi-client==0.1.2", "numpy<2", "typing_extensions", "websockets<18")
+VLA_EVAL = ("vla-eval==0.8.0",)
+JSON_NUMPY = ("json-numpy==2.1.1", "requests>=2.32,<3")
 
 
-@pytest.fixture(scope="session")
-def openpi_python() -> Path:
+def environment(name: str, requirements: tuple[str, ...]) -> Path:
     """The interpreter of an environment with the unmodified client, made once and kept."""
-    key = hashlib.sha256(" ".join((*REQUIREMENTS, sys.version)).encode()).hexdigest()[:10]
-    folder = ROOT / ".conformance" / f"openpi-client-{key}"
+    key = hashlib.sha256(" ".join((*requirements, sys.version)).encode()).hexdigest()[:10]
+    folder = ROOT / ".conformance" / f"{name}-{key}"
     if not folder.exists():
         making = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
         subprocess.run([sys.executable, "-m", "venv", making], check=True)
         pip = [making / "bin" / "python", "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, *REQUIREMENTS], check=True, timeout=600)
+        subprocess.run([*pip, *requirements], check=True, timeout=600)
         try:
             making.rename(folder)  # only bin/python is used, which does not mind
         except OSError:
@@ -42,13 +43,35 @@ def openpi_python() -> Path:
     return folder / "bin" / "python"
 
 
-class OpenpiClient:
-    """The unmodified client in a process of its own; methods are those of openpi_driver.py."""
+@pytest.fixture(scope="session")
+def openpi_python() -> Path:
+    return environment("openpi-client", OPENPI)
 
-    def __init__(self, python: Path) -> None:
-        driver = Path(__file__).with_name("openpi_driver.py")
+
+@pytest.fixture(scope="session")
+def vla_eval_python() -> Path:
+    return environment("vla-eval", VLA_EVAL)
+
+
+@pytest.fixture(scope="session")
+def json_numpy_python() -> Path:
+    """With ``requests`` and ``json-numpy``, which OpenVLA's and GR00T's clients are made of."""
+    return environment("json-numpy", JSON_NUMPY)
+
+
+class ClientProcess:
+    """Another project's client in a process of its own; methods are those of its driver.
+
+    Args:
+        python: interpreter of its environment.
+        driver: script beside this file.
+    """
+
+    def __init__(self, python: Path, driver: str) -> None:
         self.process = subprocess.Popen(
-            [python, driver], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [python, Path(__file__).with_name(driver)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
 
     def call(self, name: str, **arguments: Any) -> Any:
@@ -58,7 +81,7 @@ class OpenpiClient:
         self.process.stdin.write(struct.pack(">I", len(frame)) + frame)
         self.process.stdin.flush()
         header = self.process.stdout.read(4)
-        assert len(header) == 4, f"openpi's process ended with {self.process.wait()}"
+        assert len(header) == 4, f"the client's process ended with {self.process.wait()}"
         reply = unpack(self.process.stdout.read(struct.unpack(">I", header)[0]))
         if "error" in reply:
             raise RuntimeError(reply["error"])
@@ -70,8 +93,8 @@ class OpenpiClient:
 
 
 @pytest.fixture
-def openpi(openpi_python: Path) -> Iterator[OpenpiClient]:
-    client = OpenpiClient(openpi_python)
+def openpi(openpi_python: Path) -> Iterator[ClientProcess]:
+    client = ClientProcess(openpi_python, "openpi_driver.py")
     yield client
     client.close()
 

@@ -38,7 +38,7 @@ def libero_refusal(contract: PolicyContract, client: str, *, history: bool = Fal
     other = [name for name in contract.camera_names if name not in (SCENE_CAMERA, WRIST_CAMERA)]
     if other:
         reason = f"images.{other[0][:40]}: only {SCENE_CAMERA} and {WRIST_CAMERA} are sent"
-    elif contract.state.layout != LIBERO_STATE_EEF.layout:
+    elif contract.state.dimension and contract.state.layout != LIBERO_STATE_EEF.layout:
         needed = contract.state.layout[:40]
         reason = f"state: {LIBERO_STATE_EEF.layout} is sent, policy needs {needed}"
     elif contract.history.rows > 1 and not history:
@@ -121,6 +121,15 @@ def gripper_commands(
     closed = (actions[:, gripper.index] - gripper.open) / (gripper.closed - gripper.open)
     converted[:, gripper.index] = opens + closed * (closes - opens)
     return converted
+
+
+def state_vector(
+    contract: PolicyContract, message: Mapping[Any, Any], key: str, expected: str
+) -> Any:
+    """The state ``(S,)`` under ``key``, without axes of length 1; empty for a policy without."""
+    if contract.state.dimension == 0:
+        return np.zeros(0)
+    return without_leading_ones(required(message, key, "state", expected), 1, key)
 
 
 def as_map(message: object, expected: str) -> Mapping[Any, Any]:

@@ -56,7 +56,7 @@ def refusal(contract: PolicyContract) -> str | None:
         reason = f"history: none is sent, policy sees {contract.history.rows} steps"
     elif contract.needs_goal_image:
         reason = "goal_image: none is sent, policy needs one"
-    elif not state_parts(contract):
+    elif contract.state.dimension and not state_parts(contract):
         reason = f"state: the parts of {contract.state.layout[:60]} have no names and lengths"
     else:
         return None

@@ -32,6 +32,7 @@ from reflexarc.server.dialects.conversions import (
     gripper_commands,
     libero_refusal,
     required,
+    state_vector,
     text,
 )
 
@@ -81,7 +82,6 @@ def observation_from_request(
     """An Observation of the request's values. Raises CodecError naming a missing key."""
     request = as_map(message, _expected(contract))
     fields = {f"images.{name}": CAMERA_KEYS[name] for name in contract.camera_names}
-    fields["state"] = STATE_KEY
     if contract.needs_language:
         fields["instruction"] = PROMPT_KEY
     values = {
@@ -92,7 +92,7 @@ def observation_from_request(
             camera.name: _oriented(camera, values[f"images.{camera.name}"])
             for camera in contract.cameras
         },
-        state=values["state"],
+        state=state_vector(contract, request, STATE_KEY, _expected(contract)),
         instruction=text(request, PROMPT_KEY),
         seed=seed,
     )

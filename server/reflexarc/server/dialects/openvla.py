@@ -22,9 +22,9 @@ from reflexarc.server.dialects.conversions import (
     gripper_commands,
     libero_refusal,
     required,
+    state_vector,
     text,
     upright_to_camera,
-    without_leading_ones,
 )
 from reflexarc.server.dialects.json_arrays import (
     array_to_json,
@@ -35,7 +35,6 @@ from reflexarc.server.dialects.json_arrays import (
 
 NAME = "openvla"
 _ONE, _CHUNK = "image", "full_image"
-_EXPECTED = "full_image uint8 (H, W, 3), wrist_image uint8 (H, W, 3), state float (8,), instruction"
 _KEY_OF_FIELD = {
     f"images.{SCENE_CAMERA}": _CHUNK,
     f"images.{WRIST_CAMERA}": "wrist_image",
@@ -58,19 +57,21 @@ def observation_from_request(
     contract: PolicyContract, message: object, seed: int | None = None
 ) -> Observation:
     """Raises CodecError or ContractViolationError naming the key that is missing or wrong."""
-    request = as_map(message, _EXPECTED)
+    expected = _expected(contract)
+    request = as_map(message, expected)
     keys = {SCENE_CAMERA: _ONE if _CHUNK not in request else _CHUNK}
     if WRIST_CAMERA in contract.camera_names:
         keys[WRIST_CAMERA] = _wrist_key(request)
     images = {}
     for camera in contract.cameras:
         key = keys[camera.name]
-        value = required(request, key, f"images.{camera.name}", _EXPECTED)
+        value = required(request, key, f"images.{camera.name}", expected)
         images[camera.name] = upright_to_camera(camera, image_from_json(key, value), key)
-    state = vector_from_json("state", required(request, "state", "state", _EXPECTED))
+    if request.get("state") is not None:
+        request = {**request, "state": vector_from_json("state", request["state"])}
     return Observation(
         images=images,
-        state=without_leading_ones(state, 1, "state"),
+        state=state_vector(contract, request, "state", expected),
         instruction=text(request, "instruction"),
         seed=seed,
     )
@@ -97,3 +98,11 @@ def reply(contract: PolicyContract, chunk: ActionChunk, message: object) -> Any:
 def error_map(error: ReflexarcError) -> dict[str, Any]:
     """``{"error": {"code", "message", "field"}}``."""
     return {"error": explained(error, NAME, _KEY_OF_FIELD)}
+
+
+def _expected(contract: PolicyContract) -> str:
+    images = [
+        f"{_KEY_OF_FIELD[f'images.{name}']} uint8 (H, W, 3)" for name in contract.camera_names
+    ]
+    state = [f"state float ({contract.state.dimension},)"] if contract.state.dimension else []
+    return ", ".join([*images, *state, "instruction"])

@@ -25,9 +25,9 @@ from reflexarc.server.dialects.conversions import (
     gripper_commands,
     libero_refusal,
     required,
+    state_vector,
     text,
     upright_to_camera,
-    without_leading_ones,
 )
 
 NAME = "starvla"
@@ -118,10 +118,9 @@ def _observation(
                 field=f"{where}.image",
             )
         seen[camera.name] = upright_to_camera(camera, images[place], f"{where}.image[{place}]")
-    state = required(example, "state", "state", _EXPECTED)
     return Observation(
         images=seen,
-        state=without_leading_ones(state, 1, f"{where}.state"),
+        state=state_vector(contract, example, "state", _EXPECTED),
         instruction=text(example, "lang"),
         seed=seed,
     )

@@ -29,9 +29,9 @@ from reflexarc.server.dialects.conversions import (
     gripper_commands,
     libero_refusal,
     required,
+    state_vector,
     text,
     upright_to_camera,
-    without_leading_ones,
 )
 
 NAME = "vla_eval"
@@ -44,6 +44,7 @@ _KEY_OF_FIELD = {
     "instruction": "task_description",
 }
 _EXPECTED = "images {agentview, wrist}, states float (8,), task_description"
+_STATE_SPEC = {"name": "state", "dims": 8, "format": "eef_pos3_axisangle3_gripper2"}
 _IMAGE_SPEC = {"name": "image", "dims": 0, "format": "rgb_hwc_uint8"}
 
 
@@ -107,7 +108,7 @@ def hello_reply(contract: PolicyContract, seq: int) -> dict[str, Any]:
             "model_server": f"reflexarc {contract.family}",
             "capabilities": {},
             "observation_params": {
-                "send_state": True,
+                "send_state": contract.state.dimension > 0,
                 "send_wrist_image": wrist,
                 # LIBERO's demonstrations hold robosuite's axis-angle, which keeps the sign.
                 "quat_no_antipodal": True,
@@ -119,7 +120,7 @@ def hello_reply(contract: PolicyContract, seq: int) -> dict[str, Any]:
             },
             "observation_spec": {
                 **dict.fromkeys(images, _IMAGE_SPEC),
-                "state": {"name": "state", "dims": 8, "format": "eef_pos3_axisangle3_gripper2"},
+                **({"state": _STATE_SPEC} if contract.state.dimension else {}),
                 "language": {"name": "language", "dims": 0, "format": "language"},
             },
         },
@@ -227,7 +228,8 @@ class Session:
         }
 
     def _state(self, payload: Mapping[Any, Any]) -> npt.NDArray[Any]:
-        return without_leading_ones(required(payload, "states", "state", _EXPECTED), 1, "states")
+        state: npt.NDArray[Any] = state_vector(self.contract, payload, "states", _EXPECTED)
+        return state
 
 
 def _frame(kind: str, payload: Mapping[str, Any], seq: int) -> dict[str, Any]:
