@@ -131,8 +131,7 @@ async def vla_eval_session(socket: WebSocket, service: PolicyService, inference:
     try:
         await _vla_eval_messages(socket, service, session, connection)
     finally:
-        if contract.needs_session:
-            service.submit(partial(inference.end_session, connection))
+        service.end_connection(connection)
 
 
 async def _vla_eval_messages(

@@ -95,7 +95,7 @@ def http_routes(service: PolicyService) -> APIRouter:
         try:
             if is_foreign(request):
                 return refused_page(request)
-            ended = await service.run(partial(service.inference.end_session, session_id))
+            ended = await service.end_session(session_id)
             return JSONResponse({"ended": ended}, status_code=200 if ended else 404)
         except ReflexarcError as error:
             return _error_response(error, as_msgpack=False)

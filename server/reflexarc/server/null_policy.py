@@ -37,6 +37,9 @@ class NullPolicy:
     Not the zero action, so that a test sees that a reply belongs to its request.
     """
 
+    max_batch = 64
+    cheap = True
+
     def __init__(self, contract: PolicyContract | None = None) -> None:
         """Raises ConfigError for limits between which nothing can be drawn."""
         self._contract = contract if contract is not None else libero_contract()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import secrets
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,9 +16,12 @@ from typing import TypeVar
 
 from reflexarc.contract import ActionChunk, Observation, PolicyContract, ReflexarcError
 from reflexarc.contract.errors import NotReadyError
+from reflexarc.server.batching import Batcher, Pending
+from reflexarc.server.batching.pending import Outcome, never
+from reflexarc.server.episodes import SEED_BITS, Episodes
 from reflexarc.server.exchange import Listener
 from reflexarc.server.images import has_encoded_images
-from reflexarc.server.inference import Inference, infer_checked, internal_error, prepare
+from reflexarc.server.inference import Inference, Prepared, internal_error, prepare
 from reflexarc.server.ticket import Listeners, Ticket
 from reflexarc.server.worker import Worker
 
@@ -44,6 +49,7 @@ class PolicyService:
         max_waiting: requests that may wait or run at once before new ones are refused.
         listeners: called with every finished request, on the event loop, after its reply was
             handed to the socket; to be quick. One that raises is logged and dropped.
+        max_batch: rows of the largest batch; None leaves it to the policy.
         default_seed: of a session's first decision where its requests name none; each later
             decision has the next. None draws every seed.
 
@@ -60,8 +66,12 @@ class PolicyService:
         max_waiting: int = 64,
         listeners: Sequence[Listener] = (),
         default_seed: int | None = None,
+        max_batch: int | None = None,
     ) -> None:
         self._load = load
+        self._max_batch = max_batch
+        self._batcher: Batcher | None = None
+        self._episodes = Episodes()
         self._default_seed = default_seed
         self._listeners = Listeners(listeners)
         self._parsers = ThreadPoolExecutor(2, thread_name_prefix="parse")
@@ -89,6 +99,8 @@ class PolicyService:
             if self.phase is Phase.LOADING:  # a server that drains already needs no warmth
                 self.phase = Phase.WARMING
                 await self._worker.run(inference.warm_up)
+            largest = min(filter(None, (self._max_batch, getattr(inference, "max_batch", 1))))
+            self._batcher = Batcher(inference, self._worker, max_batch=largest)
             self._inference = inference
         except ReflexarcError as error:
             self.load_error = error
@@ -141,6 +153,8 @@ class PolicyService:
         return ticket
 
     def _closed(self, ticket: Ticket) -> None:
+        if self._batcher is not None:
+            self._batcher.arrivals.replied(ticket.peer, time.perf_counter())
         self._in_flight -= 1
         if self._in_flight == 0:
             self._idle.set()
@@ -206,19 +220,92 @@ class PolicyService:
 
     async def answer(self, ticket: Ticket, observation: Observation) -> ActionChunk:
         """The chunk for a ticket's observation; raises what :meth:`infer` raises."""
-        inference = self.inference
-        if observation.seed is None and self._default_seed is not None:
-            seed = self.decision_seed(observation.step_index or 0)
-            observation = replace(observation, seed=seed)
-        if has_encoded_images(observation):
-            prepared = await self.parse(
-                partial(prepare, inference, observation, ticket.received, ticket.connection)
-            )
-        else:
-            prepared = prepare(inference, observation, ticket.received, ticket.connection)
-        ticket.observation = prepared.observation
-        ticket.chunk = await self.run(partial(infer_checked, inference, prepared))
+        outcome: asyncio.Future[ActionChunk] = asyncio.get_running_loop().create_future()
+
+        def deliver(result: Outcome) -> None:
+            if outcome.cancelled():
+                return
+            if isinstance(result, ReflexarcError):
+                outcome.set_exception(result)
+            else:
+                outcome.set_result(result)
+
+        self.enqueue(ticket, observation, deliver)
+        ticket.chunk = await outcome
         return ticket.chunk
+
+    def enqueue(
+        self, ticket: Ticket, observation: Observation, deliver: Callable[[Outcome], None]
+    ) -> None:
+        """Answer a ticket's observation by calling ``deliver``, once and on the event loop.
+
+        What is wrong is delivered too; it may be delivered before this returns.
+        """
+        assert self._inference is not None
+        work = partial(prepare, self._inference, self._seeded(observation))
+        if not has_encoded_images(observation):
+            self._join_batch(ticket, deliver, work)
+            return
+        decoding = asyncio.get_running_loop().run_in_executor(self._parsers, work)
+        decoding.add_done_callback(
+            lambda done: (
+                None if done.cancelled() else self._join_batch(ticket, deliver, done.result)
+            )
+        )
+
+    def _seeded(self, observation: Observation) -> Observation:
+        if observation.seed is not None or self._default_seed is None:
+            return observation
+        return replace(observation, seed=self.decision_seed(observation.step_index or 0))
+
+    def _join_batch(
+        self, ticket: Ticket, deliver: Callable[[Outcome], None], prepared: Callable[[], Prepared]
+    ) -> None:
+        """The request becomes part of its session's episode, and waits for its batch."""
+        assert self._batcher is not None
+        try:
+            observation, decode_ms = prepared()
+        except ReflexarcError as error:
+            deliver(error)
+            return
+        except Exception:
+            deliver(internal_error("the server failed on a request"))
+            return
+        named = observation.session_id
+        session = ticket.connection if named is None else named
+        episode, seed = self._episodes.admit(session, observation.step_index, observation.seed)
+        observation = replace(
+            observation,
+            session_id=session,
+            seed=secrets.randbits(SEED_BITS) if seed is None else seed,
+        )
+        ticket.observation = observation
+        ticket.peer = ticket.connection or session
+        self._batcher.submit(
+            Pending(
+                observation,
+                ticket.received,
+                deliver,
+                decode_ms=decode_ms,
+                named_session=named,
+                peer=ticket.peer,
+                is_stale=partial(self._episodes.is_over, session, episode) if session else never,
+            )
+        )
+
+    async def end_session(self, session: str) -> bool:
+        """Forget an episode; whether there was one. What is in flight of it becomes stale."""
+        inference = self.inference
+        known = self._episodes.reset(session)
+        return await self.run(partial(inference.end_session, session)) or known
+
+    def end_connection(self, connection: str) -> None:
+        """Forget what is kept under the name of a connection that was closed."""
+        self._episodes.forget(connection)
+        if self._batcher is not None:
+            self._batcher.arrivals.forget(connection)
+        if self._inference is not None and self._inference.contract.needs_session:
+            self.submit(partial(self._inference.end_session, connection))
 
     async def parse(self, work: Callable[[], Result]) -> Result:
         """Run a pure function that takes long (JSON, base64, PNG) in one of a few threads."""

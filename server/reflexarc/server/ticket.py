@@ -44,6 +44,7 @@ class Ticket:
         dialect: protocol of the request.
         received: ``time.perf_counter()`` at its arrival.
         connection: the session of an observation that names none.
+        peer: whose rhythm the batcher learns, once the request is queued.
         observation: as checked, once it is.
         chunk: the answer, once there is one.
         error: what the client was told was wrong.
@@ -60,6 +61,7 @@ class Ticket:
         "dialect",
         "error",
         "observation",
+        "peer",
         "received",
         "received_at",
     )
@@ -78,6 +80,7 @@ class Ticket:
         self.connection = connection
         self.bytes_in = bytes_in
         self.bytes_out = 0
+        self.peer: str | None = None
         self.observation: Observation | None = None
         self.chunk: ActionChunk | None = None
         self.error: ReflexarcError | None = None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
@@ -69,8 +68,7 @@ async def _native_session(socket: WebSocket, service: PolicyService, inference: 
     try:
         await _native_requests(socket, service, inference, connection)
     finally:
-        if inference.contract.needs_session:
-            service.submit(partial(inference.end_session, connection))
+        service.end_connection(connection)
 
 
 async def _native_requests(

@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
+logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
-_Job = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[[], Any]]
 
 
 class Worker:
     """Like a ThreadPoolExecutor of one thread, with two differences.
 
-    A hand-over costs two thirds, which shows in a round trip of half a millisecond; and the
-    thread is a daemon, so that an inference that never ends does not keep the process alive.
+    A hand-over costs two thirds; and the thread is a daemon, so that an inference that never ends
+    does not keep the process alive.
     """
 
     def __init__(self, name: str) -> None:
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         threading.Thread(target=self._work, name=name, daemon=True).start()
+
+    def post(self, job: Callable[[], object]) -> None:
+        """Run ``job``, which tells by itself what came of it."""
+        self._jobs.put(job)
 
     def run(self, work: Callable[[], Result]) -> asyncio.Future[Result]:
         """A future of the running event loop with what ``work`` returns or raises."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
-        self._jobs.put((loop, future, work))
+        self.post(partial(_run, loop, future, work))
         return future
 
     def close(self) -> None:
@@ -36,19 +42,27 @@ class Worker:
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            loop, future, work = job
-            if future.cancelled():
-                continue
-            result, error = None, None
             try:
-                result = work()
-            except BaseException as raised:
-                error = raised
-            try:
-                loop.call_soon_threadsafe(_settle, future, result, error)
-            except RuntimeError:
-                return  # the event loop has ended; nobody waits for results any more
-            del job, loop, future, work, result, error  # hold no frame while waiting
+                job()
+            except RuntimeError as error:
+                # The event loop has ended; nobody waits for results any more.
+                logger.debug("a result has nowhere to go: %s", error)
+            except BaseException:
+                logger.exception("a job of the worker thread failed")
+            del job  # hold no frame while waiting
+
+
+def _run(
+    loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], work: Callable[[], Any]
+) -> None:
+    if future.cancelled():
+        return
+    result, error = None, None
+    try:
+        result = work()
+    except BaseException as raised:
+        error = raised
+    loop.call_soon_threadsafe(_settle, future, result, error)
 
 
 def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:

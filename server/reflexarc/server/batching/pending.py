@@ -1,0 +1,53 @@
+"""One request that waits for its place in a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from reflexarc.contract import ActionChunk, Observation, ReflexarcError
+
+Outcome: TypeAlias = ActionChunk | ReflexarcError
+# Where a request names no deadline it is served as if it had this one, so that requests with
+# deadlines cannot keep it waiting for ever.
+_UNHURRIED_SECONDS = 1.0
+
+
+def never() -> bool:
+    """Of a request without session: no reset makes it stale."""
+    return False
+
+
+@dataclass(eq=False)
+class Pending:
+    """A checked observation on its way through a batch.
+
+    Attributes:
+        observation: checked, images decoded, with a seed and its session.
+        received: when it arrived.
+        deliver: called once, on the event loop, with the chunk or the named error.
+        decode_ms: what decoding it took.
+        named_session: the session as the client named it.
+        peer: who asks, for the prediction of that peer's next request; None where unknown.
+        is_stale: whether the episode that it belongs to was reset since it arrived.
+        deadline: when an answer stops being of use; None for never.
+        urgency: what waiting requests are ordered by.
+    """
+
+    observation: Observation
+    received: float
+    deliver: Callable[[Outcome], None]
+    decode_ms: float = 0.0
+    named_session: str | None = None
+    peer: str | None = None
+    is_stale: Callable[[], bool] = never
+    deadline: float | None = field(init=False)
+    urgency: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        milliseconds = self.observation.deadline_ms
+        self.deadline = None if milliseconds is None else self.received + milliseconds / 1000
+        self.urgency = (
+            self.received + _UNHURRIED_SECONDS if self.deadline is None else self.deadline
+        )
