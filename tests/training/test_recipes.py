@@ -148,7 +148,10 @@ def test_overrides_are_typed_as_yaml() -> None:
         ("objective.flow_weight=-1", "objective.flow_weight: "),
         ("objective.name=temporal_jep", "did you mean 'temporal_jepa'"),
         ("objective=3", "objective"),
-        ("training.steps=3", "exactly one of epochs and steps"),
+        (
+            "training.steps=3",
+            "training: give exactly one of epochs and steps, got epochs=1 and steps=3; clear",
+        ),
         ("training.seed", "key=value"),
         ("name.first=x", "name holds a value"),
     ],

@@ -191,7 +191,7 @@ def test_stage_two_without_weights_names_the_command_that_makes_them(
         run(recipe_in_two_stages, 2, tmp_path / "run")
     with pytest.raises(ConfigError, match="starts here from random weights"):
         run(recipe_in_two_stages, 1, tmp_path / "run", init_from=first)
-    with pytest.raises(ConfigError, match="leave out one"):
+    with pytest.raises(ConfigError, match="leave out either"):
         run(recipe_in_two_stages, 2, tmp_path / "run", init_from=first, from_scratch=True)
     with pytest.raises(CheckpointError, match="no checkpoint folder"):
         run(recipe_in_two_stages, 2, tmp_path / "run", init_from=tmp_path / "absent")
@@ -211,8 +211,10 @@ def test_other_weights_than_the_stage_befores_are_refused_by_key(
             run(recipe_in_two_stages, 2, tmp_path / "run", *overrides, init_from=init_from)
         assert not (tmp_path / "run").exists()
 
-    refused(r"policy\.d_state: 4 -> 8; policy\.policy_layers: 1 -> 2",
+    refused(r"policy\.d_state: 4 -> 8; policy\.policy_layers: 1 -> 2. Give the settings",
             "policy.d_state=8", "policy.policy_layers=2")  # fmt: skip
+    refused(r"here\): contract\.cameras\[0\]\.height: 32 -> 48; contract\.cameras\[0\]\.width: ",
+            "contract.image_size=48")  # fmt: skip
     refused(
         r"contract\.state\.layout: 'eef3.*' -> 'joint7", "contract.state_layout=joint7+fingers2"
     )

@@ -124,8 +124,8 @@ class LoopConfig(RecipeModel):
     def _one_length(self) -> LoopConfig:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(
-                f"give exactly one of epochs and steps, got epochs={self.epochs}, "
-                f"steps={self.steps} (null clears one)"
+                f"give exactly one of epochs and steps, got epochs={self.epochs} and "
+                f"steps={self.steps}; clear one with --set training.epochs=null, or steps=null"
             )
         return self
 

@@ -90,7 +90,7 @@ def recipe_differences(first: Recipe, second: Recipe) -> list[str]:
 
 
 def value_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """Dotted keys of nested maps whose values differ, each with both values."""
+    """Dotted keys of nested maps, and lists of them, whose values differ, each with both values."""
     one, two = _flatten(first, ""), _flatten(second, "")
     return [
         f"{key}: {one.get(key)!r} -> {two.get(key)!r}"
@@ -104,6 +104,9 @@ def _flatten(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
             flat.update(_flatten(value, f"{prefix}{key}."))
+        elif isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
+            for place, one in enumerate(value):
+                flat.update(_flatten(one, f"{prefix}{key}[{place}]."))
         else:
             flat[f"{prefix}{key}"] = value
     return flat
@@ -270,6 +273,9 @@ def _config_error(error: ValidationError, prefix: str) -> ConfigError:
         ]
         path = prefix + ".".join(parts)
         first = first or path
-        came = "" if item["type"] == "missing" else f" (got {item['input']!r})"
-        details.append(f"{path.rstrip('.')}: {item['msg']}{came}")
+        said = item["msg"].removeprefix("Value error, ")
+        # A check of several keys at once says itself what it got.
+        has_input = item["type"] not in ("missing", "value_error")
+        came = f" (got {item['input']!r})" if has_input else ""
+        details.append(f"{path.rstrip('.')}: {said}{came}")
     return ConfigError("the recipe is wrong: " + "; ".join(details), field=first)

@@ -71,7 +71,7 @@ def check_start(
         if init_from is not None:
             raise ConfigError(
                 "--init-from is for a stage that starts from the one before; "
-                + ("leave out one of it and --from-scratch"
+                + ("leave out either it or --from-scratch"
                    if stage is not None and stage.from_scratch
                    else f"{recipe.name} starts here from random weights"),
                 field="init_from",

@@ -52,7 +52,7 @@ def check_stage(recipe: Recipe, start: LoadedPolicy) -> None:
     raise ConfigError(
         f"--init-from {start.directory} was trained by {came} of {before.get('name')!r}; "
         f"{recipe.name} starts here from stage {wanted} ({recipe.stage.names[wanted - 1]}) of "
-        f"{recipe.name!r}",
+        f"{recipe.name!r}: give the folder of such a run",
         field="init_from",
     )
 
@@ -71,15 +71,17 @@ def check_fits(
     found = value_differences(before, now)
     if found:
         raise ConfigError(
-            f"--init-from {start.directory} is another policy than this stage's: {_listed(found)}",
+            f"--init-from {start.directory} is another policy than this stage's (there -> here): "
+            f"{_listed(found)}. Give the settings that it was trained with, or train the stage "
+            "before anew with these",
             field=found[0].partition(":")[0],
         )
     found = _statistics_differences(start.statistics, statistics)
     if found:
         raise ConfigError(
-            f"--init-from {start.directory} normalises otherwise than this stage's data: "
-            f"{_listed(found)}. Give the demonstrations, the split and data.labels that it was "
-            "trained with",
+            f"--init-from {start.directory} normalises otherwise than this stage's data "
+            f"(there -> here): {_listed(found)}. Give the demonstrations, the split and "
+            "data.labels that it was trained with",
             field="data",
         )
 
