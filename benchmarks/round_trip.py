@@ -2,8 +2,9 @@
 
 Everything is unmodified and in a process of its own: ``openpi-server`` 0.1.0 and ``openpi-client``
 0.1.2 from the registry in their own environment, our server and our clients in this one. The
-observation holds two raw 224 px images (301 kB). The ways are measured in turn, block by block,
-so that whatever else the machine does hits all alike. Prints markdown.
+observation holds two raw 224 px images (301 kB). A bare TCP socket that takes as many bytes and
+gives a chunk's back stands for what nobody can undercut. The ways are measured in turn, block by
+block, so that whatever else the machine does hits all alike. Prints markdown, writes JSON.
 
     python benchmarks/round_trip.py [--rounds 40] [--requests 50]
 """
@@ -12,46 +13,38 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import socket
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-ROOT = Path(__file__).resolve().parents[1]
-ENVIRONMENT = ROOT / ".conformance" / "openpi-server-0.1.0"
-REQUIREMENTS = (
-    "openpi-server==0.1.0",
-    "openpi-client==0.1.2",
-    "numpy<2",
-    "typing_extensions",
-    "websockets<18",
+from common import (
+    PROMPT,
+    Processes,
+    describe_machine,
+    openpi_python,
+    openpi_request,
+    serve_openpi,
+    write_json,
 )
-PROMPT = "pick up the alphabet soup and place it in the basket"
-BASELINE = "openpi-client -> openpi-server"
+
+OPENPI, SOCKET = "openpi-client -> openpi-server", "bare TCP socket"
 WAYS = {  # name: (which client, which server)
-    BASELINE: ("openpi", "openpi"),
+    OPENPI: ("openpi", "openpi"),
     "openpi-client -> reflexarc": ("openpi", "reflexarc"),
     "PolicyClient -> reflexarc": ("websocket", "reflexarc"),
     "HttpPolicyClient -> reflexarc": ("http", "reflexarc"),
+    SOCKET: ("socket", "socket"),
 }
-
-
-def serve_openpi(port: int) -> None:
-    from openpi_server import WebsocketPolicyServer
-
-    class Zeros:
-        def infer(self, observation: Any) -> dict[str, Any]:
-            return {"actions": np.zeros((10, 7), np.float32)}
-
-    WebsocketPolicyServer(Zeros(), host="127.0.0.1", port=port).serve_forever()
+TARGETS = (  # (way, against, at most)
+    ("openpi-client -> reflexarc", OPENPI, 0.75),
+    ("PolicyClient -> reflexarc", OPENPI, 0.75),
+    ("PolicyClient -> reflexarc", SOCKET, 3.5),
+)
+REQUEST_BYTES, REPLY_BYTES = 301_500, 450
 
 
 def serve_reflexarc(port: int) -> None:
@@ -61,22 +54,36 @@ def serve_reflexarc(port: int) -> None:
 
     class Zeros(NullPolicy):
         def infer(self, observations: Any) -> list[ActionChunk]:
-            return [ActionChunk(np.zeros((10, 7), np.float32), observations[0].seed)]
+            return [ActionChunk(np.zeros((10, 7), np.float32), seen.seed) for seen in observations]
 
     PolicyServer(PolicyService(Zeros)).run([open_port("127.0.0.1", port)])
+
+
+def serve_socket(port: int) -> None:
+    listener, reply = socket.create_server(("127.0.0.1", port)), bytes(REPLY_BYTES)
+    while True:
+        connection, _ = listener.accept()
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while receive(connection, REQUEST_BYTES):
+            connection.sendall(reply)
+
+
+def receive(connection: socket.socket, length: int) -> bytes:
+    """``length`` bytes, or none at the connection's end."""
+    buffer = bytearray(length)
+    view = memoryview(buffer)
+    while view:
+        count = connection.recv_into(view)
+        if not count:
+            return b""
+        view = view[count:]
+    return bytes(buffer)
 
 
 def ask_as_openpi(port: int) -> Callable[[], Any]:
     from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
-    first, second = pixels()
-    request = {
-        "observation/image": first,
-        "observation/wrist_image": second,
-        "observation/state": np.zeros(8),
-        "prompt": PROMPT,
-    }
-    client = WebsocketClientPolicy("127.0.0.1", port)
+    request, client = openpi_request(224), WebsocketClientPolicy("127.0.0.1", port)
     return lambda: client.infer(request)["actions"]
 
 
@@ -84,26 +91,39 @@ def ask_as_reflexarc(kind: str, port: int) -> Callable[[], Any]:
     from reflexarc.client import HttpPolicyClient, PolicyClient
     from reflexarc.contract import Observation
 
-    first, second = pixels()
-    observation = Observation(
-        {"agentview": first, "eye_in_hand": second}, np.zeros(8), instruction=PROMPT
-    )
+    request = openpi_request(224)
+    images = {
+        "agentview": request["observation/image"],
+        "eye_in_hand": request["observation/wrist_image"],
+    }
+    observation = Observation(images, request["observation/state"], instruction=PROMPT)
     client = (PolicyClient if kind == "websocket" else HttpPolicyClient)(f"127.0.0.1:{port}")
     return lambda: client.infer(observation).actions
 
 
-def pixels() -> tuple[Any, Any]:
-    rng = np.random.default_rng(0)
-    first, second = (rng.integers(0, 256, (224, 224, 3), dtype=np.uint8) for _ in range(2))
-    return first, second
+def ask_by_socket(port: int) -> Callable[[], Any]:
+    connection = socket.create_connection(("127.0.0.1", port))
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    request = bytes(REQUEST_BYTES)
+
+    def ask() -> Any:
+        connection.sendall(request)
+        return np.frombuffer(receive(connection, REPLY_BYTES), np.float32, 70).reshape(10, 7)
+
+    return ask
 
 
 def run_client(kind: str, port: int) -> None:
     """For each line on stdin, that many requests; prints their milliseconds as JSON."""
-    ask = ask_as_openpi(port) if kind == "openpi" else ask_as_reflexarc(kind, port)
+    if kind == "openpi":
+        ask = ask_as_openpi(port)
+    elif kind == "socket":
+        ask = ask_by_socket(port)
+    else:
+        ask = ask_as_reflexarc(kind, port)
     for _ in range(100):
         assert ask().shape == (10, 7)
-    print("ready", flush=True)
+    print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         milliseconds = []
         for _ in range(int(line)):
@@ -113,136 +133,87 @@ def run_client(kind: str, port: int) -> None:
         print(json.dumps(milliseconds), flush=True)
 
 
-def openpi_python() -> Path:
-    """The interpreter of an environment with openpi's server and client, made once."""
-    python = ENVIRONMENT / "bin" / "python"
-    done = ENVIRONMENT / ".installed"
-    if not done.exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", ENVIRONMENT], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *REQUIREMENTS], check=True)
-        done.touch()
-    return python
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
-def wait_for_port(port: int) -> None:
-    for _ in range(600):
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise SystemExit(f"nothing listens on port {port}")
-
-
-class Processes:
-    """Servers and clients as processes of this file, ended together."""
-
-    def __init__(self) -> None:
-        self.python = {"openpi": str(openpi_python())}
-        self.started: list[subprocess.Popen[str]] = []
-
-    def start(self, kind: str, *arguments: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [self.python.get(kind, sys.executable), __file__, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        self.started.append(process)
-        return process
-
-    def end(self) -> None:
-        for process in self.started:
-            process.kill()
-            process.communicate()
-
-
 def measure(rounds: int, requests: int) -> dict[str, list[list[float]]]:
     """Milliseconds of every request: way -> round -> request."""
-    processes = Processes()
-    try:
-        ports = {server: free_port() for server in ("openpi", "reflexarc")}
-        for server, port in ports.items():
-            processes.start(server, "--serve", server, "--port", str(port))
-            wait_for_port(port)
+    pythons = {"openpi": openpi_python()}
+    with Processes("round_trip") as processes:
+        ports = {}
+        for server in ("openpi", "reflexarc", "socket"):
+            python = pythons.get(server, sys.executable)
+            ports[server] = processes.serve(python, __file__, "--serve", server)
         clients = {}
         for way, (client, server) in WAYS.items():
-            clients[way] = processes.start(client, "--client", client, "--port", str(ports[server]))
-            if read_line(way, clients[way]) != "ready":
-                raise SystemExit(f"{way}: the client did not become ready")
+            python = pythons.get(client, sys.executable)
+            arguments = (python, __file__, "--client", client, "--port", str(ports[server]))
+            clients[way] = processes.start(*arguments)
+            processes.read(clients[way])
         times: dict[str, list[list[float]]] = {way: [] for way in WAYS}
         order = list(WAYS)
         for _ in range(rounds):
             for way in order:
-                stdin = clients[way].stdin
-                assert stdin is not None
-                stdin.write(f"{requests}\n")
-                stdin.flush()
-                times[way].append(json.loads(read_line(way, clients[way])))
+                times[way].append(processes.ask(clients[way], str(requests)))
             order = order[1:] + order[:1]  # nobody always follows the same neighbour
         return times
-    finally:
-        processes.end()
 
 
-def read_line(way: str, process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    line = process.stdout.readline().strip()
-    if not line:
-        raise SystemExit(f"{way}: the client ended with {process.wait()}")
-    return line
-
-
-def report(times: dict[str, list[list[float]]]) -> str:
-    """A markdown table. The ratio is the median over rounds of the blocks' medians' ratios."""
-    baseline = [statistics.median(block) for block in times[BASELINE]]
-    count = sum(len(block) for block in times[BASELINE])
-    lines = [
-        f"Round trip of 301 kB, null policy, {count} requests a way in {len(baseline)} rounds; "
-        f"{describe_machine()}.",
-        "",
-        "| way | median ms | p95 ms | ratio to openpi | quartiles of the ratio |",
-        "|---|---:|---:|---:|---:|",
+def ratios(times: dict[str, list[list[float]]], way: str, against: str) -> list[float]:
+    """Of the blocks' medians, round by round."""
+    return [
+        statistics.median(block) / statistics.median(base)
+        for block, base in zip(times[way], times[against], strict=True)
     ]
-    for way, blocks in times.items():
-        every = np.concatenate(blocks)
-        ratios = [statistics.median(b) / base for b, base in zip(blocks, baseline, strict=True)]
-        low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
-        lines.append(
-            f"| {way} | {np.median(every):.3f} | {np.quantile(every, 0.95):.3f} | "
-            f"{middle:.2f} | {low:.2f} to {high:.2f} |"
+
+
+def report(times: dict[str, list[list[float]]]) -> dict[str, Any]:
+    """Prints a markdown table; returns its figures. A ratio is the median over the rounds."""
+    blocks = times[OPENPI]
+    print(
+        f"Round trip of 301 kB, null policy, {sum(map(len, blocks))} requests a way in "
+        f"{len(blocks)} rounds; {describe_machine()}.\n\n"
+        "| way | median ms | p95 ms | ratio to openpi | quartiles | ratio to the socket |\n"
+        "|---|---:|---:|---:|---:|---:|"
+    )
+    ways = {}
+    for way in times:
+        every = np.concatenate(times[way])
+        low, middle, high = np.quantile(ratios(times, way, OPENPI), [0.25, 0.5, 0.75])
+        to_socket = statistics.median(ratios(times, way, SOCKET))
+        median, p95 = np.median(every), np.quantile(every, 0.95)
+        print(
+            f"| {way} | {median:.3f} | {p95:.3f} | {middle:.2f} | {low:.2f} to {high:.2f} | "
+            f"{to_socket:.2f} |"
         )
-    return "\n".join(lines)
-
-
-def describe_machine() -> str:
-    cpu_info = Path("/proc/cpuinfo")
-    names = cpu_info.read_text().splitlines() if cpu_info.is_file() else []
-    model = next((n.split(":")[1].strip() for n in names if "model name" in n), platform.machine())
-    return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}"
+        ways[way] = {
+            "median_ms": float(median),
+            "p95_ms": float(p95),
+            "ratio_to_openpi": float(middle),
+            "ratio_to_socket": to_socket,
+        }
+    print()
+    targets = []
+    for way, against, most in TARGETS:
+        ratio = statistics.median(ratios(times, way, against))
+        print(f"- {way} against {against}: {ratio:.2f}, target at most {most}")
+        targets.append({"way": way, "against": against, "ratio": ratio, "at_most": most})
+    return {"rounds": len(blocks), "ways": ways, "targets": targets}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--requests", type=int, default=50, help="requests in a block")
-    parser.add_argument("--serve", choices=("openpi", "reflexarc"), help=argparse.SUPPRESS)
-    parser.add_argument("--client", choices=("openpi", "websocket", "http"), help=argparse.SUPPRESS)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--client", help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.serve:
-        (serve_openpi if options.serve == "openpi" else serve_reflexarc)(options.port)
+    if options.serve == "openpi":
+        serve_openpi(0.0, options.port)
+    elif options.serve:
+        (serve_socket if options.serve == "socket" else serve_reflexarc)(options.port)
     elif options.client:
         run_client(options.client, options.port)
     else:
-        print(report(measure(options.rounds, options.requests)))
+        write_json("round_trip", report(measure(options.rounds, options.requests)))
 
 
 if __name__ == "__main__":
