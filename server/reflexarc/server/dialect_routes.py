@@ -12,8 +12,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from reflexarc.contract import ActionChunk, Observation, PolicyContract, ReflexarcError
-from reflexarc.contract.errors import ContractViolationError
 from reflexarc.server.dialects import groot, openvla
+from reflexarc.server.dialects.conversions import refused
 from reflexarc.server.dialects.json_arrays import parse_json
 from reflexarc.server.http_routes import (
     is_foreign,
@@ -101,7 +101,7 @@ async def _act(request: Request, service: PolicyService) -> Response:
             ticket.dialect = dialect.NAME
             refusal = dialect.refusal(contract)
             if refusal is not None:
-                raise ContractViolationError(refusal)
+                raise refused(refusal)
             observation = await service.parse(
                 partial(
                     dialect.observation_from_request, contract, message, service.decision_seed(0)
@@ -109,7 +109,9 @@ async def _act(request: Request, service: PolicyService) -> Response:
             )
             chunk = await service.answer(ticket, observation)
             reply = json.dumps(dialect.reply(contract, chunk, message), separators=(",", ":"))
-            content = (json.dumps(reply) if encoded else reply).encode()
+            # OpenVLA's server encodes its reply twice as well, GR00T's does not.
+            twice = encoded and dialect is openvla
+            content = (json.dumps(reply) if twice else reply).encode()
             ticket.bytes_out = len(content)
             return Response(content, media_type="application/json")
     except ReflexarcError as error:

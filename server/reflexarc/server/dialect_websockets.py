@@ -13,8 +13,9 @@ from typing import Any
 from fastapi import WebSocket
 
 from reflexarc.contract import Observation, ReflexarcError, pack, unpack
-from reflexarc.contract.errors import CodecError, ContractViolationError
+from reflexarc.contract.errors import CodecError
 from reflexarc.server.dialects import openpi, starvla, vla_eval
+from reflexarc.server.dialects.conversions import refused
 from reflexarc.server.inference import Inference, handshake
 from reflexarc.server.service import PolicyService
 from reflexarc.server.ticket import Ticket
@@ -177,7 +178,7 @@ async def _decide(
 ) -> None:
     refusal = vla_eval.refusal(session.contract)
     if refusal is not None:  # a client that said no hello
-        raise ContractViolationError(refusal)
+        raise refused(refusal)
     observation = await service.parse(partial(session.observation, message.payload))
     session.accept(await service.answer(ticket, observation))
 

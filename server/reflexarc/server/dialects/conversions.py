@@ -52,6 +52,12 @@ def libero_refusal(contract: PolicyContract, client: str, *, history: bool = Fal
     return f"{client}: {reason}"[:REFUSAL_BYTES]
 
 
+def refused(refusal: str) -> ContractViolationError:
+    """The error of a refusal, for a request that came nevertheless."""
+    _, field, reason = refusal.split(": ", 2)
+    return ContractViolationError(f"{field}: {reason}", field=field)
+
+
 def _executable_in_libero(contract: PolicyContract) -> bool:
     action = contract.action
     gripper = action.gripper
