@@ -24,6 +24,7 @@ from reflexarc.policy.language import LanguageEmbeddings
 from reflexarc.policy.statevla.config import StateVLAConfig
 from reflexarc.policy.statevla.model import StateVLA
 from reflexarc.training.objectives.temporal_predictor import TemporalPredictor
+from reflexarc.training.probe.inputs import representation_of
 from reflexarc.training.probe.report import markdown
 from reflexarc.training.probe.run import ProbeOptions, ProbeResult, check_output, probe
 from reflexarc.training.saving import OBJECTIVE_FILE
@@ -225,6 +226,8 @@ def test_skill_of_predictors_whose_answers_are_known(
     shutil.copytree(checkpoint, folder)
     predictor = TemporalPredictor(D_MODEL * LATENTS, STRIDE * 7, hidden=8)
     tensors = {f"predictor.{name}": t for name, t in predictor.state_dict().items()}
+    of_policy = representation_of(load_checkpoint(folder).policy).state_dict()
+    tensors |= {f"target.{name}": t for name, t in of_policy.items()}
     safetensors.torch.save_file(tensors, folder / OBJECTIVE_FILE)
     options = ProbeOptions(data=(data,), per_task=2)
     found = probe(load_checkpoint(folder), options, progress=False)
@@ -276,6 +279,12 @@ def test_a_trained_stage_is_probed_with_its_predictor(data: Path, tmp_path: Path
     assert all(ratio is not None and ratio > 0 for ratio in ratios)
     # Trained for a moment, it is no longer the predictor of no change.
     assert any(abs((ratio or 1) - 1) > 1e-6 for ratio in ratios)
+    # The same two numbers as the trainer's own validation of the same held-out episodes.
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    validated = [line for line in lines if line["kind"] == "validation"][-1]
+    at_horizon = next(change for change in found.changes if change.horizon == 4)
+    assert at_horizon.identity_mse == pytest.approx(validated["identity"], rel=2e-3)
+    assert at_horizon.predicted_mse == pytest.approx(validated["prediction"], rel=2e-3)
 
 
 def test_without_a_predictor_only_no_change_is_measured(result: ProbeResult) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from reflexarc.contract.errors import CheckpointError, ConfigError
 from reflexarc.data.libero_episode import Episode
@@ -24,12 +25,15 @@ from reflexarc.training.probe.scores import interval, resamples
 from reflexarc.training.saving import OBJECTIVE_FILE
 
 WANTED_HORIZONS = (1, 5, 10)
-_PREFIX = "predictor."
+_PREDICTOR, _TARGET = "predictor.", "target."
 
 
 @dataclass(frozen=True)
 class Change:
     """Over one horizon, on held-out episodes; every token of z brought to mean 0, variance 1.
+
+    Where a predictor is measured, z is the target network's throughout: that is what it was
+    trained to foresee, and the served representation has moved on from its slow average.
 
     Attributes:
         horizon: control steps.
@@ -53,26 +57,35 @@ class Change:
 
 @dataclass(frozen=True)
 class LoadedPredictor:
-    """The predictor that a temporal objective left beside its checkpoint, and its horizon."""
+    """What a temporal objective left beside its checkpoint: predictor, target, horizon."""
 
     predictor: TemporalPredictor
+    target: nn.Module
     horizon: int
 
 
-def load_predictor(directory: Path, action_dimension: int) -> LoadedPredictor | None:
-    """From ``objective.safetensors``; None where there is none. CheckpointError when it is odd."""
+def load_predictor(
+    directory: Path, action_dimension: int, representation: nn.Module
+) -> LoadedPredictor | None:
+    """From ``objective.safetensors``; None where there is none. CheckpointError when it is odd.
+
+    Args:
+        representation: the policy's own, of whose form the target network is.
+    """
     path = directory / OBJECTIVE_FILE
     if not path.is_file():
         return None
     try:
         tensors = safetensors.torch.load_file(path)
-        own = {n.removeprefix(_PREFIX): t for n, t in tensors.items() if n.startswith(_PREFIX)}
+        own = _below(tensors, _PREDICTOR)
         if not own:
             return None  # another objective's
         hidden, z_dimension = own["state.weight"].shape
         actions = own["action.weight"].shape[1]
         predictor = TemporalPredictor(z_dimension, actions, hidden=hidden)
         predictor.load_state_dict(own)
+        target = copy.deepcopy(representation)
+        target.load_state_dict(_below(tensors, _TARGET))
     except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{path} holds no temporal predictor that can be read: {str(error)[:200]}; "
@@ -83,7 +96,12 @@ def load_predictor(directory: Path, action_dimension: int) -> LoadedPredictor | 
             f"{path}: its predictor takes {actions} numbers of actions, which is no multiple of "
             f"the contract's {action_dimension}; it belongs to another checkpoint"
         )
-    return LoadedPredictor(predictor.eval(), actions // action_dimension)
+    # The target stays where the policy is, beside its inputs; the predictor meets stored rows.
+    return LoadedPredictor(predictor.eval(), target.eval(), actions // action_dimension)
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def choose_horizons(
@@ -129,18 +147,18 @@ def measure_change(
     """One :class:`Change` a horizon.
 
     Args:
-        probed: its z holds the frames of ``first_rows``' episodes.
+        probed: holds the frames of ``first_rows``' episodes.
         first_rows: each test episode's first row in it.
         tasks: ``(E,)`` task of each test episode, for the intervals.
     """
-    z = {
-        episode: _tokens(probed, row, len(episode.image_steps))
-        for episode, row in first_rows.items()
-    }
+    online = _tokens(probed, probed.inputs[Z], first_rows)
+    z = online if probed.target is None else _tokens(probed, probed.target, first_rows)
     actions = {e: processor.normalize_actions(e.actions()) for e in first_rows}
     random = _random_mse([normed(rows) for rows in z.values()], seed)
     weights = resamples(tasks, seed=seed)
-    return [_one_horizon(horizon, z, actions, random, weights, loaded) for horizon in horizons]
+    return [
+        _one_horizon(horizon, online, z, actions, random, weights, loaded) for horizon in horizons
+    ]
 
 
 def normed(z: Tensor) -> Tensor:
@@ -150,6 +168,7 @@ def normed(z: Tensor) -> Tensor:
 
 def _one_horizon(
     horizon: int,
+    online: Mapping[Episode, Tensor],
     z: Mapping[Episode, Tensor],
     actions: Mapping[Episode, Tensor],
     random_mse: float,
@@ -167,7 +186,7 @@ def _one_horizon(
         identity[i] = float((normed(rows[now]) - target).square().mean((1, 2)).sum())
         if predicts and loaded is not None:
             steps = torch.from_numpy(np.asarray(episode.image_steps)[now])
-            ahead = _roll_out(loaded, rows[now], actions[episode], steps, horizon)
+            ahead = _roll_out(loaded, online[episode][now], actions[episode], steps, horizon)
             predicted[i] = float((normed(ahead) - target).square().mean((1, 2)).sum())
     count = float(pairs.sum())
     change = Change(
@@ -203,9 +222,15 @@ def _roll_out(
     return flat.view_as(z)
 
 
-def _tokens(probed: ProbedInputs, row: int, count: int) -> Tensor:
-    rows = torch.from_numpy(probed.inputs[Z][row : row + count])
-    return rows.view(count, probed.tokens, probed.width)
+def _tokens(
+    probed: ProbedInputs, z: npt.NDArray[np.float32], first_rows: Mapping[Episode, int]
+) -> dict[Episode, Tensor]:
+    """Each episode's ``(frames, K, d)``."""
+    shape = (-1, probed.tokens, probed.width)
+    return {
+        episode: torch.from_numpy(z[row : row + len(episode.image_steps)]).view(shape)
+        for episode, row in first_rows.items()
+    }
 
 
 def _pairs(episode: Episode, horizon: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

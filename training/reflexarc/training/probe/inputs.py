@@ -39,11 +39,20 @@ _PIXEL_GRID = 8
 
 @dataclass(frozen=True)
 class ProbedInputs:
-    """``inputs``: name to ``(F, d)`` for every frame; ``tokens`` and ``width``: K and d of z."""
+    """What is known of every frame.
+
+    Attributes:
+        inputs: name to ``(F, d)``.
+        tokens: K of z.
+        width: d of z.
+        target: ``(F, K·d)``, z of the target network that predictions were trained on; None
+            without one.
+    """
 
     inputs: Inputs
     tokens: int
     width: int
+    target: npt.NDArray[np.float32] | None = None
 
 
 def representation_of(policy: Policy) -> nn.Module:
@@ -64,6 +73,7 @@ def compute_inputs(
     split: Split,
     cache: Path | None,
     *,
+    target: nn.Module | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> ProbedInputs:
@@ -72,11 +82,13 @@ def compute_inputs(
     Args:
         cache: a feature store: its features are used, and what is missing is computed into it.
             Without one they are computed and forgotten.
+        target: the target network of a temporal objective, whose z is kept apart.
         seed: of the random representation's weights.
     """
     policy = loaded.policy
     trained, untrained = representation_of(policy), _random_representation(policy, seed)
     parts: dict[str, list[Tensor]] = {name: [] for name in (Z, STATE, VISION, RANDOM)}
+    of_target: list[Tensor] = []
     shape = (0, 0)
     total = sum(len(episode.image_steps) for episode in split.episodes)
     with tqdm(total=total, desc="representation", unit="frame", disable=not progress) as bar:
@@ -84,12 +96,14 @@ def compute_inputs(
             z = _call(trained, batch)
             shape = (z.shape[1], z.shape[2])
             parts[Z].append(z.flatten(1).float().cpu())
+            if target is not None:
+                of_target.append(_call(target, batch).flatten(1).float().cpu())
             parts[RANDOM].append(_call(untrained, batch).flatten(1).float().cpu())
             parts[STATE].append(batch.window["state"].flatten(1).float().cpu())
             parts[VISION].append(pooled_vision(batch.window).cpu())
             bar.update(batch.size)
     inputs = {name: torch.cat(rows).numpy() for name, rows in parts.items()}
-    return ProbedInputs(inputs, *shape)
+    return ProbedInputs(inputs, *shape, target=torch.cat(of_target).numpy() if of_target else None)
 
 
 def pooled_vision(window: Mapping[str, Tensor]) -> Tensor:

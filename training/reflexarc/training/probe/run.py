@@ -110,14 +110,19 @@ def probe(loaded: LoadedPolicy, options: ProbeOptions, *, progress: bool = True)
         CheckpointError: a damaged ``objective.safetensors``.
     """
     policy = loaded.policy
-    representation_of(policy)
+    representation = representation_of(policy)
     split = open_split(options.data, loaded.provenance, options.per_task)
-    predictor = load_predictor(loaded.directory, policy.contract.action.dimension)
+    predictor = load_predictor(loaded.directory, policy.contract.action.dimension, representation)
     own = predictor.horizon if predictor else None
     horizons = choose_horizons(split.test, options.horizons, own)
     frames = gather_frames(split.episodes)
     probed = compute_inputs(
-        loaded, split, options.feature_cache, seed=options.seed, progress=progress
+        loaded,
+        split,
+        options.feature_cache,
+        target=predictor.target if predictor else None,
+        seed=options.seed,
+        progress=progress,
     )
     test = frames.episode >= len(split.fit)
     first = {i: int(np.searchsorted(frames.episode, i)) for i in range(len(split.episodes))}
