@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import Processes, describe_machine, openpi_python, serve_openpi, write_json
+from common import Processes, describe_machine, openpi_python, openpi_server, write_json
 from synthetic_policy import BATCH_MS
 
 from reflexarc.client.load import jain_index
@@ -108,7 +108,7 @@ class Bench:
         self._processes, self._seconds = processes, seconds
         ours = (str(Path(sys.executable).with_name("serve-policy")), *options, "--policy")
         self._ports = {
-            "openpi": processes.serve(openpi_python(), __file__, "--serve-openpi"),
+            "openpi": processes.serve(*openpi_server(BATCH_MS)),
             "small": processes.serve(*ours, "benchmarks.synthetic_policy:SmallImages"),
             "large": processes.serve(*ours, "benchmarks.synthetic_policy:LargeImages"),
             "null": processes.serve(*ours, "benchmarks.synthetic_policy:SmallNull"),
@@ -235,13 +235,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=3.0, help="of a block")
-    parser.add_argument("--serve-openpi", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     options, ours = parser.parse_known_args()  # what is unknown goes to serve-policy
-    if options.serve_openpi:
-        serve_openpi(BATCH_MS, options.port)
-    else:
-        write_json("batching", report(measure(options.rounds, options.seconds, ours)))
+    write_json("batching", report(measure(options.rounds, options.seconds, ours)))
 
 
 if __name__ == "__main__":

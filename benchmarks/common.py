@@ -55,16 +55,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for_port(port: int) -> None:
-    for _ in range(1200):
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise SystemExit(f"nothing listens on port {port}")
-
-
 class Processes:
     """Servers and clients, talked to line by line, ended together.
 
@@ -97,10 +87,13 @@ class Processes:
         """Start a server that takes ``--port``; returns its port once it listens."""
         port = free_port()
         process = self.start(*command, "--port", str(port))
-        wait_for_port(port)
-        if process.poll() is not None:
-            raise SystemExit(f"{' '.join(command)} ended; see {self.log}")
-        return port
+        while process.poll() is None:
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                return port
+            except OSError:
+                time.sleep(0.1)
+        raise SystemExit(f"{' '.join(command)} ended:\n{self.log.read_text()[-2000:]}")
 
     def ask(self, process: subprocess.Popen[str], line: str) -> Any:
         """Write a line to a process and read the JSON line that it answers."""
@@ -148,6 +141,11 @@ def write_json(name: str, result: Any, output: Path | None = None) -> Path:
     return path
 
 
+def openpi_server(milliseconds: float) -> tuple[str, ...]:
+    """The command that serves a policy of so many milliseconds by openpi's server."""
+    return openpi_python(), __file__, str(milliseconds)
+
+
 def serve_openpi(milliseconds: float, port: int) -> None:
     """openpi's unmodified server; its policy sleeps as long as a device would compute."""
     from openpi_server import WebsocketPolicyServer
@@ -159,3 +157,7 @@ def serve_openpi(milliseconds: float, port: int) -> None:
             return {"actions": np.zeros((10, 7), np.float32)}
 
     WebsocketPolicyServer(Sleeps(), host="127.0.0.1", port=port).serve_forever()
+
+
+if __name__ == "__main__":  # as openpi_server() starts it: MILLISECONDS --port PORT
+    serve_openpi(float(sys.argv[1]), int(sys.argv[3]))

@@ -27,7 +27,7 @@ from common import (
     describe_machine,
     openpi_python,
     openpi_request,
-    serve_openpi,
+    openpi_server,
     write_json,
 )
 
@@ -135,15 +135,14 @@ def run_client(kind: str, port: int) -> None:
 
 def measure(rounds: int, requests: int) -> dict[str, list[list[float]]]:
     """Milliseconds of every request: way -> round -> request."""
-    pythons = {"openpi": openpi_python()}
     with Processes("round_trip") as processes:
         ports = {}
-        for server in ("openpi", "reflexarc", "socket"):
-            python = pythons.get(server, sys.executable)
-            ports[server] = processes.serve(python, __file__, "--serve", server)
+        ports["openpi"] = processes.serve(*openpi_server(0.0))
+        for server in ("reflexarc", "socket"):
+            ports[server] = processes.serve(sys.executable, __file__, "--serve", server)
         clients = {}
         for way, (client, server) in WAYS.items():
-            python = pythons.get(client, sys.executable)
+            python = openpi_python() if client == "openpi" else sys.executable
             arguments = (python, __file__, "--client", client, "--port", str(ports[server]))
             clients[way] = processes.start(*arguments)
             processes.read(clients[way])
@@ -206,9 +205,7 @@ def main() -> None:
     parser.add_argument("--client", help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.serve == "openpi":
-        serve_openpi(0.0, options.port)
-    elif options.serve:
+    if options.serve:
         (serve_socket if options.serve == "socket" else serve_reflexarc)(options.port)
     elif options.client:
         run_client(options.client, options.port)
