@@ -14,6 +14,7 @@ from reflexarc.contract import ActionChunk, EncodedImage, Observation, PolicyCon
 from reflexarc.contract.images import encode_image, resize_bilinear
 from reflexarc.contract.policy_contract import LIBERO_STATE_JOINT
 from reflexarc.server import BackgroundServer, NullPolicy, libero_contract
+from reflexarc.server.episodes import decision_seed
 
 SEED = 11
 
@@ -112,10 +113,11 @@ def test_examples_of_one_message_are_answered_in_order(connection: ClientConnect
     assert sorted(seen.instruction or "" for seen in POLICY.seen) == ["task 0", "task 1", "task 2"]
 
 
-def test_the_next_decision_of_a_connection_has_the_next_seed(connection: ClientConnection) -> None:
+def test_seeds_follow_from_the_servers_and_the_decision(connection: ClientConnection) -> None:
     for _ in range(2):
-        ask(connection, {"examples": [example()]})
-    assert [seen.seed for seen in POLICY.seen] == [SEED, SEED + 1]
+        ask(connection, {"examples": [example(), example(1)]})
+    seeds = [decision_seed(SEED, decision) for decision in (0, 0, 1, 1)]
+    assert [seen.seed for seen in POLICY.seen] == seeds and seeds[0] == SEED != seeds[2]
 
 
 def test_compressed_images_are_decoded(connection: ClientConnection) -> None:

@@ -18,6 +18,7 @@ from reflexarc.contract import ActionChunk, Observation, PolicyContract
 from reflexarc.contract.images import resize_bilinear
 from reflexarc.contract.policy_contract import LIBERO_STATE_JOINT, Gripper, History
 from reflexarc.server import BackgroundServer, NullPolicy, libero_contract
+from reflexarc.server.episodes import decision_seed
 
 INSTRUCTION = "pick up the alphabet soup and place it in the basket"
 STEPS, HORIZON, SEED = 13, 10, 5
@@ -83,7 +84,9 @@ def orchestrate(
     return start
 
 
-def null_chunk(seed: int) -> npt.NDArray[np.float32]:
+def null_chunk(step: int) -> npt.NDArray[np.float32]:
+    """What the null policy decides at an environment step, on a server of the seed SEED."""
+    seed = decision_seed(SEED, step)
     return NullPolicy().infer([Observation({}, np.zeros(8), seed=seed)])[0].actions
 
 
@@ -99,7 +102,7 @@ def test_whole_orchestrator(orchestrate: Callable[..., Run], script: dict[str, A
     }
     assert "Spec validation passed" in run.log and "mismatch" not in run.log.lower()
     # One action a step out of two chunks; the second episode begins anew.
-    expected = np.concatenate([null_chunk(SEED), null_chunk(SEED + 1)])[:STEPS]
+    expected = np.concatenate([null_chunk(0), null_chunk(HORIZON)])[:STEPS]
     assert len(run.actions) == 2
     for actions in run.actions:
         np.testing.assert_array_equal(actions, expected)
@@ -118,7 +121,7 @@ def test_url_says_how_much_of_a_chunk_is_executed(orchestrate: Callable[..., Run
         run = orchestrate(f"{server.url}/vla-eval?replan_steps=6", episodes=1)
         with pytest.raises(RuntimeError, match=r"1008.*replan_steps: '11' is not in 1\.\.10"):
             orchestrate(f"{server.url}/vla-eval?replan_steps=11")
-    chunks = [null_chunk(SEED + decision)[:6] for decision in range(3)]
+    chunks = [null_chunk(step)[:6] for step in (0, 6, 12)]
     np.testing.assert_array_equal(run.actions[0], np.concatenate(chunks)[:STEPS])
 
 

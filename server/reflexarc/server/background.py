@@ -22,7 +22,7 @@ class BackgroundServer:
         port: 0 takes a free one; ``url`` then names it.
         wait: whether entering the block waits for the policy to be loaded.
         listeners: of finished requests, see :class:`PolicyService`.
-        default_seed: of a session's first decision where its requests name none.
+        default_seed: of an episode's noise where its requests name none.
 
     Attributes:
         url: ``ws://host:port``.

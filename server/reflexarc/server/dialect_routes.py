@@ -36,7 +36,7 @@ class HttpDialect(Protocol):
     def refusal(self, contract: PolicyContract) -> str | None: ...
 
     def observation_from_request(
-        self, contract: PolicyContract, message: object, seed: int | None = None
+        self, contract: PolicyContract, message: object
     ) -> Observation: ...
 
     def reply(self, contract: PolicyContract, chunk: ActionChunk, message: object) -> Any:
@@ -103,9 +103,7 @@ async def _act(request: Request, service: PolicyService) -> Response:
             if refusal is not None:
                 raise refused(refusal)
             observation = await service.parse(
-                partial(
-                    dialect.observation_from_request, contract, message, service.decision_seed(0)
-                )
+                partial(dialect.observation_from_request, contract, message)
             )
             chunk = await service.answer(ticket, observation)
             reply = json.dumps(dialect.reply(contract, chunk, message), separators=(",", ":"))

@@ -12,7 +12,7 @@ from typing import Any
 
 from fastapi import WebSocket
 
-from reflexarc.contract import Observation, ReflexarcError, pack, unpack
+from reflexarc.contract import ActionChunk, Observation, ReflexarcError, pack, unpack
 from reflexarc.contract.errors import CodecError
 from reflexarc.server.dialects import openpi, starvla, vla_eval
 from reflexarc.server.dialects.conversions import refused
@@ -36,12 +36,11 @@ async def openpi_or_starvla_session(
         return
     await socket.send_bytes(pack({**handshake(inference), **starvla.metadata(contract)}))
     conversation = _OpenpiOrStarvla(service, inference)
-    while True:
-        frame = await receive(socket)
-        reply, problem = await conversation.answer(socket, frame)
-        if problem is not None:
-            logger.warning("%s: [%s] %s", socket.client, problem.code, problem.message)
-            await (socket.send_text(reply) if isinstance(reply, str) else socket.send_bytes(reply))
+    try:
+        while True:
+            await conversation.answer(socket, await receive(socket))
+    finally:
+        conversation.end()
 
 
 class _OpenpiOrStarvla:
@@ -49,37 +48,38 @@ class _OpenpiOrStarvla:
 
     def __init__(self, service: PolicyService, inference: Inference) -> None:
         self._service, self._contract = service, inference.contract
-        self._decisions = 0
+        self._connection = f"connection-{secrets.token_hex(16)}"
+        self._others: set[str] = set()
         self._prev_total_ms: float | None = None
 
-    async def answer(
-        self, socket: WebSocket, frame: bytes | None
-    ) -> tuple[bytes | str, ReflexarcError | None]:
-        """Sends the reply. What is returned is still to be sent where there is an error."""
+    async def answer(self, socket: WebSocket, frame: bytes | None) -> None:
         received = time.perf_counter()
         message: object = None
         try:
             if frame is None:
                 raise CodecError("a text frame came; send requests as binary msgpack frames")
             with self._service.ticket(
-                openpi.NAME, received=received, bytes_in=len(frame)
+                openpi.NAME,
+                received=received,
+                connection=self._connection,
+                bytes_in=len(frame),
             ) as ticket:
                 message = unpack(frame)
                 ask = self._starvla if starvla.speaks(message) else self._openpi
                 reply = await ask(ticket, message)
                 ticket.bytes_out = len(reply)
                 await socket.send_bytes(reply)
-            return b"", None
         except ReflexarcError as error:
+            logger.warning("%s: [%s] %s", socket.client, error.code, error.message)
             if isinstance(message, Mapping) and starvla.speaks(message):
-                request_id = starvla.request_id_of(message)
-                return pack(starvla.error_reply(error, request_id)), error
-            return openpi.error_text(error), error
-        finally:
-            self._prev_total_ms = (time.perf_counter() - received) * 1000
+                reply = pack(starvla.error_reply(error, starvla.request_id_of(message)))
+                await socket.send_bytes(reply)
+            else:
+                await socket.send_text(openpi.error_text(error))
+        self._prev_total_ms = (time.perf_counter() - received) * 1000
 
     async def _openpi(self, ticket: Ticket, message: Any) -> bytes:
-        observation = openpi.observation_from_request(self._contract, message, self._next_seed())
+        observation = openpi.observation_from_request(self._contract, message)
         chunk = await self._service.answer(ticket, observation)
         infer_ms = (time.perf_counter() - ticket.received) * 1000
         return openpi.reply(self._contract, chunk, infer_ms, self._prev_total_ms)
@@ -92,28 +92,26 @@ class _OpenpiOrStarvla:
         if request.kind != "infer":
             return pack(starvla.unknown_type(request))
         first, *others = await self._service.parse(
-            partial(
-                starvla.observations_from_payload,
-                self._contract,
-                request.payload,
-                self._next_seed(),
-            )
+            partial(starvla.observations_from_payload, self._contract, request.payload)
         )
         chunks = await asyncio.gather(
             self._service.answer(ticket, first),
-            *(self._another(ticket, observation) for observation in others),
+            *(self._another(ticket, place, other) for place, other in enumerate(others, 1)),
         )
         return pack(starvla.reply(self._contract, request, chunks))
 
-    async def _another(self, ticket: Ticket, observation: Observation) -> Any:
-        """A further example of one message waits as a request of its own."""
+    async def _another(self, ticket: Ticket, place: int, observation: Observation) -> ActionChunk:
+        """A message's further example: another environment, so a request and session of its own."""
+        session = f"{self._connection}-{place}"
+        self._others.add(session)
         return await self._service.infer(
-            observation, dialect=starvla.NAME, received=ticket.received
+            observation, dialect=starvla.NAME, received=ticket.received, connection=session
         )
 
-    def _next_seed(self) -> int | None:
-        self._decisions += 1
-        return self._service.decision_seed(self._decisions - 1)
+    def end(self) -> None:
+        """The connection was closed."""
+        for session in (self._connection, *self._others):
+            self._service.end_connection(session)
 
 
 async def vla_eval_session(socket: WebSocket, service: PolicyService, inference: Inference) -> None:
@@ -122,9 +120,7 @@ async def vla_eval_session(socket: WebSocket, service: PolicyService, inference:
     connection = f"connection-{secrets.token_hex(16)}"
     try:
         session = vla_eval.Session(
-            contract,
-            first_seed=service.decision_seed(0),
-            replan_steps=vla_eval.replan_steps(contract, socket.query_params.get("replan_steps")),
+            contract, vla_eval.replan_steps(contract, socket.query_params.get("replan_steps"))
         )
     except ReflexarcError as error:
         await close(socket, 1008, f"vla-eval: {error.message}")

@@ -50,8 +50,8 @@ class PolicyService:
         listeners: called with every finished request, on the event loop, after its reply was
             handed to the socket; to be quick. One that raises is logged and dropped.
         max_batch: rows of the largest batch; None leaves it to the policy.
-        default_seed: of a session's first decision where its requests name none; each later
-            decision has the next. None draws every seed.
+        default_seed: of an episode's first decision where no request names one; later ones
+            have seeds that follow from it and from the step. None draws every seed.
 
     Attributes:
         phase: what ``/readyz`` says.
@@ -71,8 +71,7 @@ class PolicyService:
         self._load = load
         self._max_batch = max_batch
         self._batcher: Batcher | None = None
-        self._episodes = Episodes()
-        self._default_seed = default_seed
+        self._episodes = Episodes(default_seed=default_seed)
         self._listeners = Listeners(listeners)
         self._parsers = ThreadPoolExecutor(2, thread_name_prefix="parse")
         self._max_waiting = max_waiting
@@ -175,10 +174,6 @@ class PolicyService:
         """Of the policy, once it is loaded and warm."""
         return None if self._inference is None else self._inference.contract
 
-    def decision_seed(self, decision: int) -> int | None:
-        """Seed of a session's n-th decision, from 0, where its request names none."""
-        return None if self._default_seed is None else self._default_seed + decision
-
     async def infer(
         self,
         observation: Observation,
@@ -242,7 +237,7 @@ class PolicyService:
         What is wrong is delivered too; it may be delivered before this returns.
         """
         assert self._inference is not None
-        work = partial(prepare, self._inference, self._seeded(observation))
+        work = partial(prepare, self._inference, observation)
         if not has_encoded_images(observation):
             self._join_batch(ticket, deliver, work)
             return
@@ -252,11 +247,6 @@ class PolicyService:
                 None if done.cancelled() else self._join_batch(ticket, deliver, done.result)
             )
         )
-
-    def _seeded(self, observation: Observation) -> Observation:
-        if observation.seed is not None or self._default_seed is None:
-            return observation
-        return replace(observation, seed=self.decision_seed(observation.step_index or 0))
 
     def _join_batch(
         self, ticket: Ticket, deliver: Callable[[Outcome], None], prepared: Callable[[], Prepared]

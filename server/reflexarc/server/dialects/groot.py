@@ -73,9 +73,7 @@ def state_parts(contract: PolicyContract) -> dict[str, int]:
     return parts if clear else {}
 
 
-def observation_from_request(
-    contract: PolicyContract, message: object, seed: int | None = None
-) -> Observation:
+def observation_from_request(contract: PolicyContract, message: object) -> Observation:
     """Raises CodecError or ContractViolationError naming the key that is missing or wrong."""
     expected = _expected(contract)
     body = as_map(message, OBSERVATION)
@@ -93,7 +91,6 @@ def observation_from_request(
         images=images,
         state=np.concatenate(parts) if parts else np.zeros(0),
         instruction=_instruction(fields),
-        seed=seed,
     )
 
 

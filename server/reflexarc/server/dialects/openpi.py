@@ -76,9 +76,7 @@ def reply(
     )
 
 
-def observation_from_request(
-    contract: PolicyContract, message: object, seed: int | None = None
-) -> Observation:
+def observation_from_request(contract: PolicyContract, message: object) -> Observation:
     """An Observation of the request's values. Raises CodecError naming a missing key."""
     request = as_map(message, _expected(contract))
     fields = {f"images.{name}": CAMERA_KEYS[name] for name in contract.camera_names}
@@ -94,7 +92,6 @@ def observation_from_request(
         },
         state=state_vector(contract, request, STATE_KEY, _expected(contract)),
         instruction=text(request, PROMPT_KEY),
-        seed=seed,
     )
 
 

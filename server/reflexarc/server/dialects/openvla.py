@@ -53,9 +53,7 @@ def unwrapped(message: object) -> tuple[object, bool]:
     return message, False
 
 
-def observation_from_request(
-    contract: PolicyContract, message: object, seed: int | None = None
-) -> Observation:
+def observation_from_request(contract: PolicyContract, message: object) -> Observation:
     """Raises CodecError or ContractViolationError naming the key that is missing or wrong."""
     expected = _expected(contract)
     request = as_map(message, expected)
@@ -73,7 +71,6 @@ def observation_from_request(
         images=images,
         state=state_vector(contract, request, "state", expected),
         instruction=text(request, "instruction"),
-        seed=seed,
     )
 
 

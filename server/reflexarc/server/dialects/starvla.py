@@ -84,7 +84,7 @@ def request_id_of(message: Mapping[Any, Any]) -> str:
 
 
 def observations_from_payload(
-    contract: PolicyContract, payload: Mapping[Any, Any], seed: int | None = None
+    contract: PolicyContract, payload: Mapping[Any, Any]
 ) -> list[Observation]:
     """One observation an example. Raises CodecError or ContractViolationError naming the key."""
     examples = required(payload, "examples", "observation", _EXPECTED)
@@ -93,12 +93,10 @@ def observations_from_payload(
         raise CodecError(
             f"examples: expected a list of 1 to {MAX_EXAMPLES}, got {came}", field="examples"
         )
-    return [_observation(contract, example, index, seed) for index, example in enumerate(examples)]
+    return [_observation(contract, example, index) for index, example in enumerate(examples)]
 
 
-def _observation(
-    contract: PolicyContract, example: object, index: int, seed: int | None
-) -> Observation:
+def _observation(contract: PolicyContract, example: object, index: int) -> Observation:
     where = f"examples[{index}]"
     if not isinstance(example, Mapping):
         raise CodecError(f"{where}: expected a map, got {described(example)}", field=where)
@@ -122,7 +120,6 @@ def _observation(
         images=seen,
         state=state_vector(contract, example, "state", _EXPECTED),
         instruction=text(example, "lang"),
-        seed=seed,
     )
 
 

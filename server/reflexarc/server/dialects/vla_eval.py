@@ -148,26 +148,16 @@ class Session:
 
     Args:
         contract: of the policy.
-        first_seed: seed of an episode's first decision, the next one has the next; None lets the
-            server draw them.
         replan_steps: actions of a chunk that are executed.
     """
 
-    def __init__(
-        self,
-        contract: PolicyContract,
-        *,
-        first_seed: int | None = None,
-        replan_steps: int,
-    ) -> None:
-        self.contract, self._first_seed = contract, first_seed
-        self._replan_steps = replan_steps
+    def __init__(self, contract: PolicyContract, replan_steps: int) -> None:
+        self.contract, self._replan_steps = contract, replan_steps
         self.begin_episode()
 
     def begin_episode(self) -> None:
         """Forget what is left of the last chunk, and the steps before."""
         self._step = 0
-        self._decisions = 0
         self._left: deque[npt.NDArray[np.float32]] = deque()
         self._rows: list[HistoryRow] = []
         self._seen_later: set[int] = set()
@@ -179,12 +169,10 @@ class Session:
 
     def observation(self, payload: Mapping[Any, Any]) -> Observation:
         """The decision's observation. Raises CodecError or ContractViolationError naming a key."""
-        seed = None if self._first_seed is None else self._first_seed + self._decisions
         return Observation(
             images=self._images(payload),
             state=self._state(payload),
             instruction=text(payload, "task_description"),
-            seed=seed,
             step_index=self._step,
             history=tuple(self._rows),
         )
@@ -193,7 +181,6 @@ class Session:
         """Keep a decision's chunk, gripper -1 open and 1 closed."""
         actions = gripper_commands(self.contract, chunk.actions, opens=-1.0, closes=1.0)
         self._left.extend(actions[: self._replan_steps])
-        self._decisions += 1
         self._rows.clear()
         due = self._step + len(self._left)
         history = self.contract.history
