@@ -6,20 +6,24 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
 from reflexarc.client import HttpPolicyClient, PolicyClient
 from reflexarc.client.addresses import http_url, websocket_url
-from reflexarc.contract import Observation, ReflexarcError, pack
+from reflexarc.contract import Observation, ReflexarcError, pack, unpack
 from reflexarc.contract.errors import (
     CodecError,
     ConfigError,
     ContractViolationError,
+    DeadlineExceededError,
     FrameTooLargeError,
     ServerUnavailableError,
 )
@@ -169,6 +173,128 @@ def test_reply_that_takes_too_long_is_not_taken_for_the_next(
                     client.infer(observe(seed=1))
                 time.sleep(0.8)
                 assert client.infer(observe(seed=2)).seed == 2
+
+
+class SlowFor(NullPolicy):
+    """Takes a second for seed 1."""
+
+    def infer(self, observations: Any) -> Any:
+        time.sleep(1.0 if observations[0].seed == 1 else 0.0)
+        return super().infer(observations)
+
+
+@both_clients
+def test_a_deadline_ends_the_wait_and_the_late_reply_is_thrown_away(
+    observe: MakeObservation, client_class: Client
+) -> None:
+    with BackgroundServer(SlowFor) as server, client_class(server.url) as client:
+        client.infer(observe(seed=3, deadline_ms=20_000.0))
+        for request_id in (None, "mine", "mine"):  # an id that is used again, too
+            with pytest.raises(DeadlineExceededError) as raised:
+                client.infer(observe(seed=1, deadline_ms=100.0, request_id=request_id))
+            assert raised.value.field == "deadline_ms"
+        chunk = client.infer(observe(seed=2, request_id="mine"))
+        np.testing.assert_array_equal(
+            chunk.actions, NullPolicy().infer([observe(seed=2)])[0].actions
+        )
+
+
+def served_by_hand(converse: Callable[[ServerConnection], None]) -> Any:
+    """A server that says the contract and leaves the rest of a connection to ``converse``."""
+    contract = libero_contract().model_dump(mode="json")
+    first = {"protocol": "reflexarc", "protocol_version": 1, "contract": contract}
+
+    def handler(connection: ServerConnection) -> None:
+        connection.send(pack(first))
+        with suppress(ConnectionClosed):
+            converse(connection)
+
+    server = serve(handler, "127.0.0.1", 0, compression=None)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+def receive_request(connection: ServerConnection) -> dict[str, Any]:
+    frame = connection.recv()
+    assert isinstance(frame, bytes)
+    message = unpack(frame)
+    assert isinstance(message, dict)
+    return message
+
+
+def answer_request(connection: ServerConnection, message: dict[str, Any]) -> None:
+    actions = np.full((10, 7), message["seed"] / 10, np.float32)
+    reply = {"actions": actions, "request_id": message["request_id"], "seed": message["seed"]}
+    connection.send(pack(reply))
+
+
+def test_a_late_reply_on_the_same_connection_is_not_the_next_ones(
+    observe: MakeObservation,
+) -> None:
+    def converse(connection: ServerConnection) -> None:
+        late, next_one = receive_request(connection), receive_request(connection)
+        answer_request(connection, late)
+        answer_request(connection, next_one)
+        answer_request(connection, receive_request(connection))
+
+    with served_by_hand(converse) as server:
+        port = server.socket.getsockname()[1]
+        with PolicyClient(f"ws://127.0.0.1:{port}") as client:
+            with pytest.raises(DeadlineExceededError):
+                client.infer(observe(seed=1, deadline_ms=50.0))
+            for seed in (2, 3):
+                chunk = client.infer(observe(seed=seed))
+                assert chunk.seed == seed and np.allclose(chunk.actions, seed / 10)
+
+
+@pytest.mark.parametrize("same_id", [False, True])
+def test_a_server_that_does_not_keep_up_is_asked_on_a_new_connection(
+    observe: MakeObservation, same_id: bool
+) -> None:
+    connections = []
+
+    def converse(connection: ServerConnection) -> None:
+        connections.append(connection)
+        while True:
+            message = receive_request(connection)
+            if len(connections) > 1:
+                answer_request(connection, message)
+
+    request_id = "mine" if same_id else None
+    with served_by_hand(converse) as server:
+        port = server.socket.getsockname()[1]
+        with PolicyClient(f"ws://127.0.0.1:{port}") as client:
+            for _ in range(1 if same_id else 4):
+                with pytest.raises(DeadlineExceededError):
+                    client.infer(observe(seed=1, deadline_ms=50.0, request_id=request_id))
+            assert len(connections) == 1
+            assert client.infer(observe(seed=2, request_id=request_id)).seed == 2
+    assert len(connections) == 2
+
+
+@both_clients
+def test_a_deadline_bounds_the_search_for_a_server_that_died(
+    server_process: Any, observe: MakeObservation, client_class: Client
+) -> None:
+    server_process.start()
+    with client_class(server_process.url, retry_for=30) as client:
+        client.infer(observe())
+        server_process.kill()
+        started = time.monotonic()
+        with pytest.raises(ServerUnavailableError):
+            client.infer(observe(deadline_ms=300.0))
+        assert time.monotonic() - started < 15  # not the 30 s of retry_for
+
+
+def test_threads_take_turns_on_one_connection(
+    policy_server: BackgroundServer, observe: MakeObservation
+) -> None:
+    seeds = range(24)
+    with PolicyClient(policy_server.url) as client, ThreadPoolExecutor(6) as pool:
+        chunks = list(pool.map(lambda seed: client.infer(observe(seed=seed)), seeds))
+    for seed, chunk in zip(seeds, chunks, strict=True):
+        expected = NullPolicy().infer([observe(seed=seed)])[0].actions
+        np.testing.assert_array_equal(chunk.actions, expected)
 
 
 def test_reply_that_came_after_ctrl_c_is_not_taken_for_the_next(observe: MakeObservation) -> None:

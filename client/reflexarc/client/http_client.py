@@ -12,6 +12,7 @@ import httpx
 from reflexarc.client.addresses import http_url, is_loopback
 from reflexarc.client.replies import (
     Deadline,
+    ReplyDue,
     check_same_contract,
     compressed,
     read_chunk,
@@ -66,13 +67,14 @@ class HttpPolicyClient:
             observation = replace(observation, session_id=self._session)
             self._session_used = True
         body = pack(compressed(observation, self._image_format).to_wire())
-        deadline = Deadline(self._retry_for)
+        due = ReplyDue(self.url, self._timeout, observation)
+        deadline = Deadline(due.retrying(self._retry_for))
         lost = False
         while True:
             try:
                 if lost:
                     self._read_contract(deadline)
-                response = self._send("POST", "/v1/actions", body)
+                response = self._send("POST", "/v1/actions", body, due)
                 if response.headers.get(_POLICY_HEADER, self._policy) != self._policy:
                     # Another server took the address between two requests.
                     self._read_contract(deadline)
@@ -112,14 +114,15 @@ class HttpPolicyClient:
         self.contract, self.metadata = contract, metadata
         self._policy = response.headers.get(_POLICY_HEADER, "")
 
-    def _send(self, method: str, path: str, body: bytes | None = None) -> httpx.Response:
+    def _send(
+        self, method: str, path: str, body: bytes | None = None, due: ReplyDue | None = None
+    ) -> httpx.Response:
         headers = {"Content-Type": _MSGPACK} if body is not None else {}
+        due = due or ReplyDue(self.url, self._timeout)
         try:
-            return self._http.request(method, path, content=body, headers=headers)
+            return self._http.request(method, path, content=body, headers=headers, timeout=due.left)
         except httpx.ReadTimeout as error:
-            raise ServerUnavailableError(
-                f"no reply from {self.url} within {self._timeout:g} s"
-            ) from error
+            raise due.missed() from error
 
     def _try_again(self, deadline: Deadline, error: Exception) -> None:
         if not deadline.said:

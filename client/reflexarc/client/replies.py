@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,7 +18,13 @@ from reflexarc.contract import (
     Observation,
     PolicyContract,
 )
-from reflexarc.contract.errors import CodecError, ContractViolationError, error_from_wire
+from reflexarc.contract.errors import (
+    CodecError,
+    ContractViolationError,
+    DeadlineExceededError,
+    ServerUnavailableError,
+    error_from_wire,
+)
 from reflexarc.contract.images import encode_image
 
 
@@ -112,6 +119,39 @@ class Deadline:
         time.sleep(min(self._pause, self.left))
         self._pause = min(2 * self._pause, 1.0)
         return True
+
+
+class ReplyDue:
+    """When the reply to one request must be there.
+
+    That is the client's timeout, anew at every try, or, if it is sooner, the observation's
+    ``deadline_ms``, counted once from here.
+    """
+
+    def __init__(self, url: str, timeout: float, observation: Observation | None = None) -> None:
+        asked = None if observation is None else observation.deadline_ms
+        # What is no deadline is for the server to refuse by name.
+        seconds = asked / 1000 if asked is not None and asked > 0 else math.inf
+        self._url, self._seconds = url, min(timeout, seconds)
+        self.is_deadline = seconds <= timeout
+        self._end = time.monotonic() + self._seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds that a try may take, not below 0."""
+        return max(0.0, self._end - time.monotonic()) if self.is_deadline else self._seconds
+
+    def retrying(self, retry_for: float) -> float:
+        """Seconds to keep trying where no server answers: not past a deadline."""
+        return min(retry_for, self.left) if self.is_deadline else retry_for
+
+    def missed(self) -> DeadlineExceededError | ServerUnavailableError:
+        """The error to raise when the time is over."""
+        kind = DeadlineExceededError if self.is_deadline else ServerUnavailableError
+        return kind(
+            f"no reply from {self._url} within {self._seconds:g} s",
+            field="deadline_ms" if self.is_deadline else None,
+        )
 
 
 def _as_json(value: object) -> bytes:

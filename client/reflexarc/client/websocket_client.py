@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 import uuid
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -19,6 +21,7 @@ from websockets.sync.client import ClientConnection, connect
 from reflexarc.client.addresses import is_loopback, websocket_url
 from reflexarc.client.replies import (
     Deadline,
+    ReplyDue,
     check_same_contract,
     compressed,
     read_chunk,
@@ -29,12 +32,14 @@ from reflexarc.contract.codec import MAX_FRAME_BYTES
 from reflexarc.contract.errors import (
     CodecError,
     ConfigError,
+    DeadlineExceededError,
     FrameTooLargeError,
     NotReadyError,
     ServerUnavailableError,
 )
 
 logger = logging.getLogger(__name__)
+_MAX_OWED = 4
 
 
 class PolicyClient:
@@ -77,12 +82,16 @@ class PolicyClient:
         self._timeout = timeout
         self._image_format = image_format
         self._connection: ClientConnection | None = None
+        self._owed: set[str | None] = set()  # ids whose replies are late and still to come
+        self._one_at_a_time = threading.Lock()
         self._connect(Deadline(retry_for))
 
     def infer(self, observation: Observation) -> ActionChunk:
-        """The action chunk for one observation.
+        """The action chunk for one observation. Threads take turns.
 
         Raises:
+            DeadlineExceededError: no reply within the observation's ``deadline_ms``, by the
+                server's word or by this client's clock. A reply that comes later is thrown away.
             ContractViolationError, CodecError, UnknownInstructionError: the request is wrong.
             HistoryMissingError: the server lacks rows that the request leaves out.
             InferenceError: the policy failed; the server's log says why.
@@ -96,14 +105,19 @@ class PolicyClient:
             raise FrameTooLargeError(
                 f"an observation of {len(frame)} bytes is above the cap of {MAX_FRAME_BYTES}"
             )
+        with self._one_at_a_time:
+            return self._infer(observation, frame)
+
+    def _infer(self, observation: Observation, frame: bytes) -> ActionChunk:
+        due = ReplyDue(self.url, self._timeout, observation)
         deadline: Deadline | None = None
         while True:
             try:
-                reply = self._exchange(frame, deadline)
-                return read_chunk(self.contract, unpack(reply), observation.request_id)
+                message = self._exchange(frame, observation.request_id, due, deadline)
+                return read_chunk(self.contract, message, observation.request_id)
             except (ConnectionClosed, OSError, NotReadyError) as error:
                 self._drop()
-                deadline = deadline or Deadline(self._retry_for)
+                deadline = deadline or Deadline(due.retrying(self._retry_for))
                 logger.warning(
                     "%s: %s; asking again for up to %.0f s", self.url, error, deadline.left
                 )
@@ -113,6 +127,7 @@ class PolicyClient:
     def close(self) -> None:
         """Close the connection. The client can be used again: it then connects again."""
         connection, self._connection = self._connection, None
+        self._owed.clear()
         if connection is not None:
             connection.close()
 
@@ -122,24 +137,41 @@ class PolicyClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _exchange(self, frame: bytes, deadline: Deadline | None) -> bytes:
+    def _exchange(
+        self, frame: bytes, request_id: str | None, due: ReplyDue, deadline: Deadline | None
+    ) -> object:
+        if request_id in self._owed or len(self._owed) >= _MAX_OWED:
+            self._drop()  # the late reply would carry this id; or the server does not keep up
         if self._connection is None:
-            self._connect(deadline or Deadline(self._retry_for))
+            self._connect(deadline or Deadline(due.retrying(self._retry_for)))
         assert self._connection is not None
         try:
             self._connection.send(frame)
-            reply = self._connection.recv(timeout=self._timeout)
-        except BaseException as error:
+            return self._reply(self._connection, request_id, due)
+        except DeadlineExceededError:
+            self._owed.add(request_id)  # the connection lives on, its session too
+            raise
+        except BaseException:
             # A reply that comes later, after Ctrl-C too, would be taken for the next request's.
             self._drop()
-            if isinstance(error, TimeoutError):
-                raise ServerUnavailableError(
-                    f"no reply from {self.url} within {self._timeout:g} s"
-                ) from error
             raise
-        if isinstance(reply, str):
-            raise CodecError(f"{self.url} sent text where a message was due: {reply[:200]}")
-        return reply
+
+    def _reply(self, connection: ClientConnection, request_id: str | None, due: ReplyDue) -> object:
+        """The message that answers a request; late ones of others are thrown away."""
+        while True:
+            try:
+                frame = connection.recv(timeout=due.left)
+            except TimeoutError as error:
+                raise due.missed() from error
+            if isinstance(frame, str):
+                raise CodecError(f"{self.url} sent text where a message was due: {frame[:200]}")
+            message = unpack(frame)
+            answered = message.get("request_id") if isinstance(message, Mapping) else None
+            if answered is None and self._owed:
+                self._drop()  # nobody knows whose it is
+            if answered not in self._owed:
+                return message
+            self._owed.remove(answered)
 
     def _connect(self, deadline: Deadline) -> None:
         """Connect and read the first message, trying until the deadline."""
@@ -195,6 +227,7 @@ class PolicyClient:
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
+        self._owed.clear()
         if connection is not None:
             _close_quietly(connection)
 

@@ -26,14 +26,19 @@ from reflexarc.client.history import HistoryRecorder
 from reflexarc.contract import ActionChunk, Observation
 from reflexarc.contract.errors import (
     ConfigError,
+    DeadlineExceededError,
     HistoryMissingError,
     NotReadyError,
     ServerUnavailableError,
+    StaleReplyError,
+    TooManyRequestsError,
 )
 
 FloatArray = npt.NDArray[np.float32]
 Observe = Callable[[], Observation]
 ObserveState = Callable[[], npt.NDArray[Any]]
+# The server lives, and a later request may fare better.
+_MISSED = (DeadlineExceededError, TooManyRequestsError, StaleReplyError)
 _Executor = TypeVar("_Executor", bound="ChunkExecutor")
 
 
@@ -216,6 +221,10 @@ class ChunkExecutor(ABC):
     def _chunk_of(self, request: _UnderWay) -> ActionChunk | None:
         try:
             chunk = request.answer.chunk()
+        except _MISSED as error:
+            self._recorder.unanswered(request.observation)
+            self.guard.missed(self._step, error)
+            return None
         except (ServerUnavailableError, NotReadyError, OSError) as error:
             self._recorder.unanswered(request.observation)
             self._chunks.clear()  # nobody corrects what they would do

@@ -24,7 +24,7 @@ EventName = Literal[
     "waiting",
     "stale_chunk",
     "late_chunk",
-    "deadline_missed",
+    "missed_answer",
     "disconnected",
     "reconnected",
     "stopped",
@@ -182,6 +182,15 @@ class RobotGuard:
             self.note("disconnected", step, str(error))
         if self.on_disconnect == "stop":
             self.stopped = f"the server does not answer: {error}"
+
+    def missed(self, step: int, error: Exception) -> None:
+        """The server refused or was too late: the next request follows, what is in hand goes on.
+
+        Raises ``error`` where that is the reaction to a disconnect.
+        """
+        if self.on_disconnect == "raise":
+            raise error
+        self.note("missed_answer", step, str(error))
 
     def answered(self, step: int) -> None:
         """The server answered; ends a disconnect."""
