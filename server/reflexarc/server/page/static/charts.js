@@ -24,10 +24,10 @@ function canvas(box, label) {
   return { svg, width, height };
 }
 
-// 1, 2 or 5 times a power of ten, at least as large.
+// A round number that is at least as large.
 function niceCeiling(value) {
   const power = 10 ** Math.floor(Math.log10(Math.max(value, 1e-6)));
-  return [1, 2, 5, 10].map((factor) => factor * power).find((top) => top >= value * 0.999);
+  return [1, 1.5, 2, 3, 4, 5, 6, 8, 10].map((factor) => factor * power).find((top) => top >= value * 0.999);
 }
 
 export function shortNumber(value) {

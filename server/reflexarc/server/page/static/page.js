@@ -10,7 +10,8 @@ const SPAN_S = 120;
 const KEPT_S = 300;
 
 const at = (id) => document.getElementById(id);
-const page = { timeline: [], contract: null, contractTag: "", now: 0, chosen: null, shown: "" };
+const SILENT_S = 60;
+const page = { timeline: [], contract: null, contractTag: "", now: 0, chosen: null, shown: "", order: new Map() };
 let readLatency = () => null;
 
 async function ask(path) {
@@ -101,7 +102,9 @@ function showNumbers(status) {
   at("batch").textContent = batched ? mean.toFixed(1) : "–";
   at("waiting").textContent = shortNumber(status.waiting);
   at("active").textContent = shortNumber(status.active);
-  at("refused").textContent = shortNumber(sum(page.timeline.map((row) => row.refused)));
+  for (const name of ["answered", "refused"]) {
+    at(name).textContent = shortNumber(sum(page.timeline.map((row) => row[name])));
+  }
 }
 
 function showLatency() {
@@ -131,7 +134,7 @@ function showStages(names) {
     legend.append(
       element("span", { class: `swatch s${index}` }),
       element("span", {}, name),
-      element("b", {}, milliseconds(means[index])),
+      element("b", {}, means[index] ? milliseconds(means[index]) : "–"), // 0: not measured
     );
   });
   at("stages").replaceChildren(stack, legend);
@@ -147,12 +150,25 @@ function showSessions(sessions) {
   at("session-list").hidden = sessions.length === 0;
   if (!sessions.some((session) => session.tag === page.chosen)) page.chosen = sessions[0]?.tag ?? null;
   const focused = document.activeElement?.dataset?.tag;
-  at("sessions").replaceChildren(...sessions.map(sessionRow));
+  at("sessions").replaceChildren(...inOrder(sessions).map(sessionRow));
   if (focused) document.querySelector(`button[data-tag="${CSS.escape(focused)}"]`)?.focus();
 }
 
+// Rows keep their place while they are looked at; sessions that fell silent stand below.
+function inOrder(sessions) {
+  const known = page.order;
+  page.order = new Map(sessions.map(({ tag }) => [tag, known.get(tag) ?? 0]));
+  let newest = Math.max(0, ...known.values());
+  for (const [tag, place] of [...page.order].reverse()) if (!place) page.order.set(tag, (newest += 1));
+  const silent = (session) => Number(session.age_s >= SILENT_S);
+  return [...sessions].sort(
+    (a, b) => silent(a) - silent(b) || page.order.get(b.tag) - page.order.get(a.tag),
+  );
+}
+
 function sessionRow(session) {
-  const row = element("tr", session.tag === page.chosen ? { class: "chosen" } : {});
+  const chosen = session.tag === page.chosen ? "chosen" : "";
+  const row = element("tr", { class: `${chosen} ${session.age_s >= SILENT_S ? "silent" : ""}` });
   const name = element("td");
   const pressed = String(session.tag === page.chosen);
   const button = element("button", { type: "button", "aria-pressed": pressed }, session.tag);
@@ -160,9 +176,9 @@ function sessionRow(session) {
   name.append(button);
   row.append(
     name,
-    element("td", {}, session.dialect),
+    element("td", { class: "more left" }, session.dialect),
     element("td", {}, shortNumber(session.count)),
-    element("td", {}, milliseconds(session.total_ms)),
+    element("td", { class: "more" }, milliseconds(session.total_ms)),
     element("td", {}, duration(Math.round(session.age_s))),
     element("td", session.code === "ok" ? {} : { class: "refused" }, session.code),
   );
@@ -175,7 +191,7 @@ at("sessions").addEventListener("click", async (event) => {
   page.chosen = tag;
   for (const row of at("sessions").children) {
     const here = row.querySelector("button").dataset.tag === tag;
-    row.className = here ? "chosen" : "";
+    row.classList.toggle("chosen", here);
     row.querySelector("button").setAttribute("aria-pressed", String(here));
   }
   await showSession().catch(() => null); // the next poll says what is wrong
@@ -189,7 +205,8 @@ async function showSession() {
   if (session === null || page.shown === `${tag} ${session.count}`) return;
   page.shown = `${tag} ${session.count}`;
   at("session-tag").textContent = session.tag;
-  at("session-step").textContent = session.step === null ? "" : `step ${session.step}`;
+  const step = session.step === null ? "" : `, step ${session.step}`;
+  at("session-step").textContent = `${session.dialect}${step}, ${milliseconds(session.total_ms)}`;
   at("instruction").textContent = session.instruction ?? "";
   at("session-error").hidden = session.error === null;
   at("session-error").textContent = session.error === null ? "" : `${session.code}: ${session.error}`;
@@ -214,7 +231,7 @@ function cameraFigure(name) {
   figure.dataset.camera = name;
   if (camera) image.style.setProperty("--shape", `${camera.width} / ${camera.height}`);
   const size = camera ? `, ${camera.width}×${camera.height}, ${camera.orientation}` : "";
-  figure.append(image, element("figcaption", {}, `${name}${size}, as the policy sees it`));
+  figure.append(image, element("figcaption", {}, `${name}${size}`));
   return figure;
 }
 
