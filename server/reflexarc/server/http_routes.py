@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
+from starlette.requests import ClientDisconnect
 
 from reflexarc.contract import Observation, ReflexarcError, pack, unpack
 from reflexarc.contract.codec import MAX_FRAME_BYTES
@@ -188,7 +189,17 @@ def _policy_header(service: PolicyService) -> dict[str, str]:
 
 
 async def read_body(request: Request) -> bytes:
-    """The whole body; raises FrameTooLargeError above the cap, without storing a long one."""
+    """The whole body; raises FrameTooLargeError above the cap, without storing a long one.
+
+    Raises CodecError where the client leaves before its end: nobody will read it.
+    """
+    try:
+        return await _read_whole_body(request)
+    except ClientDisconnect as error:
+        raise CodecError("the client left in the middle of its body") from error
+
+
+async def _read_whole_body(request: Request) -> bytes:
     declared = request.headers.get("content-length", "")
     keep = not (declared.isdigit() and int(declared) > MAX_FRAME_BYTES)
     chunks, total = [], 0
