@@ -295,7 +295,8 @@ def test_results_of_another_run_are_refused_by_name(tmp_path: Path) -> None:
     for policy, options, expected in cases:
         with pytest.raises(ResultsError, match="line 1 is of another run") as refused:
             run(policy, tmp_path, tasks=(JUICE,), **options)
-        assert expected in refused.value.message
+        assert f"({expected}" in refused.value.message
+        assert "data_sha256" not in refused.value.message  # of other frames, not of other data
     with (tmp_path / "results.jsonl").open("ab") as file:
         file.write(b'{"suite": "libero_object"}\n')
     with pytest.raises(ResultsError, match="line 2 is not an offline episode"):

@@ -105,6 +105,22 @@ def test_another_runs_results_are_refused_by_name(
         ResultsLog(tmp_path, IDENTITY.model_copy(update={field: value}))
 
 
+def test_another_checkpoint_is_told_by_the_start_of_its_fingerprint(tmp_path: Path) -> None:
+    with ResultsLog(tmp_path, IDENTITY) as log:
+        log.append(episode())
+    other = IDENTITY.model_copy(update={"checkpoint_fingerprint": "0123456789ab" + "c" * 52})
+    with pytest.raises(
+        ResultsError, match=r"fingerprint: there 'f{12}…', this run '0123456789ab…'\).* serve the"
+    ):
+        ResultsLog(tmp_path, other)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ResultsError, match=r"file/results\.jsonl cannot be written \(File exists"):
+        ResultsLog(tmp_path / "file", IDENTITY)
+
+
 def test_a_replay_of_another_demonstration_is_refused(tmp_path: Path) -> None:
     with ResultsLog(tmp_path, IDENTITY) as log:
         log.append(episode(arm="replay"))

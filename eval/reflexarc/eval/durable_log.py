@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -53,8 +54,13 @@ class DurableLog(Generic[Line]):
         notify: Callable[[str], None],
     ) -> None:
         self.path = folder / RESULTS_FILE
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a+b")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a+b")
+        except OSError as error:
+            raise ResultsError(
+                f"{self.path} cannot be written ({error.strerror}); choose another --output"
+            ) from error
         try:
             self._lock()
             self.results = parse_lines(self._complete_lines(notify), self.path, model, title)
@@ -108,9 +114,20 @@ class DurableLog(Generic[Line]):
             if found:
                 raise ResultsError(
                     f"{self.path} line {number} is of another run ({'; '.join(found)}); choose "
-                    "another --output, or give the settings of the run that began there",
+                    "another --output, or serve the checkpoint and give the settings of the run "
+                    "that began there",
                     field=found[0].split(":")[0],
                 )
+
+
+def unequal(pairs: Iterable[tuple[str, object, object]]) -> list[str]:
+    """``field: there X, this run Y`` of each field whose two values differ; hashes shortened."""
+    return [f"{name}: there {_shown(a)}, this run {_shown(b)}" for name, a, b in pairs if a != b]
+
+
+def _shown(value: object) -> str:
+    is_hash = isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value)
+    return f"'{str(value)[:12]}…'" if is_hash else repr(value)
 
 
 def parse_lines(content: bytes, path: Path, model: type[Line], title: str) -> list[Line]:

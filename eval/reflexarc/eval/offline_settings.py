@@ -9,6 +9,7 @@ from pydantic import Field
 
 from reflexarc.contract import PolicyContract
 from reflexarc.contract.policy_contract import FrozenModel
+from reflexarc.eval.durable_log import unequal
 from reflexarc.eval.run_settings import contract_sha256
 
 Labels = Literal["executed", "expert"]
@@ -26,11 +27,10 @@ class OfflineIdentity(FrozenModel):
 
     def differences(self, other: OfflineIdentity) -> list[str]:
         """The fields in which a run that is ``other`` differs."""
-        return [
-            f"{name}: there {there!r}, this run {here!r}"
+        return unequal(
+            (name, getattr(self, name), getattr(other, name))
             for name in OfflineIdentity.model_fields
-            if (there := getattr(self, name)) != (here := getattr(other, name))
-        ]
+        )
 
 
 class OfflineSettings(FrozenModel):

@@ -11,7 +11,7 @@ from pydantic import Field
 from reflexarc.client import ExecutorName
 from reflexarc.contract.policy_contract import FrozenModel
 from reflexarc.eval.arms import ARMS, Arm
-from reflexarc.eval.durable_log import DurableLog, parse_lines
+from reflexarc.eval.durable_log import DurableLog, parse_lines, unequal
 from reflexarc.eval.execution import execution_in_words
 
 Reason = Literal["success", "named_goal", "timeout"]
@@ -127,7 +127,7 @@ class EpisodeResult(FrozenModel):
         return EpisodeKey(self.task, self.state, self.arm, self.other_task)
 
     def differences(self, identity: RunIdentity) -> list[str]:
-        """What keeps this episode out of a run, as ``field: here X, this run Y``."""
+        """What keeps this episode out of a run, as ``field: there X, this run Y``."""
         pairs = [
             (name, getattr(self, name), getattr(identity, name))
             for name in RunIdentity.model_fields
@@ -136,7 +136,7 @@ class EpisodeResult(FrozenModel):
         wanted = self.key.demonstration(identity)
         if wanted is not None:
             pairs.append(("demonstration_sha256", self.demonstration_sha256, wanted))
-        return [f"{name}: there {a!r}, this run {b!r}" for name, a, b in pairs if a != b]
+        return unequal(pairs)
 
 
 class ResultsLog(DurableLog[EpisodeResult]):
