@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from functools import partial
@@ -15,7 +14,9 @@ from reflexarc.contract import ActionChunk, Observation, PolicyContract, Reflexa
 from reflexarc.server.dialects import groot, openvla
 from reflexarc.server.dialects.conversions import refused
 from reflexarc.server.dialects.json_arrays import parse_json
+from reflexarc.server.dialects.json_http import dump
 from reflexarc.server.http_routes import (
+    JSON_TYPE,
     is_foreign,
     read_body,
     refused_page,
@@ -106,12 +107,12 @@ async def _act(request: Request, service: PolicyService) -> Response:
                 partial(dialect.observation_from_request, contract, message)
             )
             chunk = await service.answer(ticket, observation)
-            reply = json.dumps(dialect.reply(contract, chunk, message), separators=(",", ":"))
+            reply = dump(dialect.reply(contract, chunk, message))
             # OpenVLA's server encodes its reply twice as well, GR00T's does not.
             twice = encoded and dialect is openvla
-            content = (json.dumps(reply) if twice else reply).encode()
+            content = dump(reply.decode()) if twice else reply
             ticket.bytes_out = len(content)
-            return Response(content, media_type="application/json")
+            return Response(content, media_type=JSON_TYPE)
     except ReflexarcError as error:
         return _error_response(dialect, error)
     except Exception:
@@ -121,4 +122,5 @@ async def _act(request: Request, service: PolicyService) -> Response:
 def _error_response(dialect: HttpDialect, error: ReflexarcError) -> Response:
     status = status_of(error)
     logger.warning("HTTP %d: [%s] %s", status, error.code, error.message)
-    return JSONResponse(dialect.error_map(error), status, retry_header(error))
+    content = dump(dialect.error_map(error))  # ASCII: a key may hold half of a surrogate pair
+    return Response(content, status, retry_header(error), media_type=JSON_TYPE)

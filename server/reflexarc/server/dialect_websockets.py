@@ -6,7 +6,8 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from reflexarc.contract import ActionChunk, Observation, ReflexarcError, pack, u
 from reflexarc.contract.errors import CodecError
 from reflexarc.server.dialects import openpi, starvla, vla_eval
 from reflexarc.server.dialects.conversions import refused
-from reflexarc.server.inference import Inference, handshake
+from reflexarc.server.inference import Inference, handshake, internal_error
 from reflexarc.server.service import PolicyService
 from reflexarc.server.ticket import Ticket
 from reflexarc.server.websocket_frames import close, receive
@@ -66,7 +67,8 @@ class _OpenpiOrStarvla:
             ) as ticket:
                 message = unpack(frame)
                 ask = self._starvla if starvla.speaks(message) else self._openpi
-                reply = await ask(ticket, message)
+                with _unexpected_is_named():
+                    reply = await ask(ticket, message)
                 ticket.bytes_out = len(reply)
                 await socket.send_bytes(reply)
         except ReflexarcError as error:
@@ -112,6 +114,17 @@ class _OpenpiOrStarvla:
         """The connection was closed."""
         for session in (self._connection, *self._others):
             self._service.end_connection(session)
+
+
+@contextmanager
+def _unexpected_is_named() -> Iterator[None]:
+    """What nobody foresaw reaches the client as an error id, and ends no connection."""
+    try:
+        yield
+    except ReflexarcError:
+        raise
+    except Exception:
+        raise internal_error("the server failed on a request") from None
 
 
 async def vla_eval_session(socket: WebSocket, service: PolicyService, inference: Inference) -> None:
@@ -162,7 +175,8 @@ async def _vla_eval_messages(
                     await _send_action(socket, session, seq, ticket)
             elif message.kind == "observation":
                 if session.sees_this_step_later:
-                    await service.parse(partial(session.keep_row, message.payload))
+                    with _unexpected_is_named():
+                        await service.parse(partial(session.keep_row, message.payload))
                 await _send_action(socket, session, seq)
         except ReflexarcError as error:
             logger.warning("%s: [%s] %s", socket.client, error.code, error.message)
@@ -175,8 +189,9 @@ async def _decide(
     refusal = vla_eval.refusal(session.contract)
     if refusal is not None:  # a client that said no hello
         raise refused(refusal)
-    observation = await service.parse(partial(session.observation, message.payload))
-    session.accept(await service.answer(ticket, observation))
+    with _unexpected_is_named():
+        observation = await service.parse(partial(session.observation, message.payload))
+        session.accept(await service.answer(ticket, observation))
 
 
 async def _send_action(

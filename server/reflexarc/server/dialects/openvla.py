@@ -80,7 +80,7 @@ def _wrist_key(request: Mapping[Any, Any]) -> str:
         raise ContractViolationError(
             f"{keys[1][:40]}: the policy has one wrist camera, images.{WRIST_CAMERA}; "
             f"{len(keys)} images came",
-            field=keys[1],
+            field=keys[1][:40],
         )
     return keys[0] if keys else "wrist_image"
 

@@ -73,14 +73,17 @@ def request_from_message(message: Mapping[Any, Any]) -> Request:
     payload = message.get("payload", message)
     if not isinstance(payload, Mapping):
         raise CodecError(f"payload: expected a map with {_EXPECTED}", field="payload")
-    kind = "infer" if kind in _INFER else str(kind)[:MAX_IDENTIFIER_CHARACTERS]
+    if not isinstance(kind, str):
+        raise CodecError(f"type: expected text, got {described(kind)}", field="type")
+    kind = "infer" if kind in _INFER else kind[:MAX_IDENTIFIER_CHARACTERS]
     return Request(kind, request_id_of(message), payload)
 
 
 def request_id_of(message: Mapping[Any, Any]) -> str:
     """The id to echo; ``default`` where none came, as starVLA's server says."""
-    request_id = message.get("request_id", "default")
-    return str(request_id)[:MAX_IDENTIFIER_CHARACTERS]
+    request_id = message.get("request_id")
+    known = isinstance(request_id, str | int)
+    return str(request_id)[:MAX_IDENTIFIER_CHARACTERS] if known else "default"
 
 
 def observations_from_payload(

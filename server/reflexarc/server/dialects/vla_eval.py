@@ -61,7 +61,7 @@ def message_from_map(message: object) -> Message:
     """Raises CodecError naming the key that is wrong."""
     fields = as_map(message, "type, payload, seq, timestamp")
     kind, payload = fields.get("type"), fields.get("payload")
-    if kind not in TYPES:
+    if not isinstance(kind, str) or kind not in TYPES:
         raise CodecError(f"type: {str(kind)[:40]!r} is not one of {', '.join(TYPES)}", field="type")
     if not isinstance(payload, Mapping):
         raise CodecError(f"payload: expected a map, got {type(payload).__name__}", field="payload")
