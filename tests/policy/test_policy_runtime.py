@@ -105,7 +105,7 @@ def test_a_chunk_is_executable_and_carries_what_was_sent(
     assert (chunk.actions <= action.high).all()
     assert set(chunk.actions[:, 6].tolist()) <= {-1.0, 1.0}
     assert (chunk.seed, chunk.request_id, chunk.session_id) == (7, "r", "s")
-    assert set(chunk.timing) == {"preprocess", "device", "postprocess"}
+    assert set(chunk.timing) == {"preprocess_ms", "device_ms", "postprocess_ms"}
     assert all(milliseconds >= 0 for milliseconds in chunk.timing.values())
 
 

@@ -28,9 +28,11 @@ class WatchedPolicy(CheckpointPolicy):
     def __init__(self, loaded: LoadedPolicy) -> None:
         super().__init__(loaded)
         self.asked: list[Observation] = []
+        self.batches: list[Sequence[Observation]] = []
 
     def infer(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         self.asked += observations
+        self.batches.append(observations)
         return super().infer(observations)
 
 
@@ -73,9 +75,11 @@ def test_checkpoint_answers_an_instruction_it_knows_before_ready(tiny_checkpoint
     policy = WatchedPolicy(load_checkpoint(tiny_checkpoint))
     with BackgroundServer(lambda: policy) as server:
         assert server.service.phase is Phase.READY
-        (observation,) = policy.asked
-        assert observation.instruction == INSTRUCTION
-        check_observation(policy.contract, observation)
+        sizes = [len(batch) for batch in policy.batches]
+        assert sizes == [1, 2, 4], "every batch size in use is warm before the first request"
+        for observation in policy.asked:
+            assert observation.instruction == INSTRUCTION
+            check_observation(policy.contract, observation)
 
 
 def test_policy_that_names_no_instruction_is_served(

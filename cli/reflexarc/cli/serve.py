@@ -57,10 +57,19 @@ def serve(
             help="Of a checkpoint: Euler steps where a request names none.", min=1, max=100
         ),
     ] = None,
+    max_batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Observations of several clients that share a forward pass, at most; 4 on a CPU "
+            "and 32 on an accelerator without it.",
+            min=1,
+            max=256,
+        ),
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(
-            help="Of a session's first decision where requests name none; the next has the next.",
+            help="Of an episode's noise where requests name none; without it every one is drawn.",
             min=0,
             max=2**53,
         ),
@@ -72,7 +81,9 @@ def serve(
     from reflexarc.server.service import PolicyService
 
     if checkpoint is not None:
-        source = _checkpoint(checkpoint, policy, policy_config, contract, device, denoising_steps)
+        source = _checkpoint(
+            checkpoint, policy, policy_config, contract, device, denoising_steps, max_batch
+        )
     else:
         source = _without_checkpoint(policy, policy_config, contract, device, denoising_steps)
     listener = open_port(host, port)
@@ -86,7 +97,7 @@ def serve(
         f"  reflexarc query --server ws://{address}\n"
         f"  reflexarc eval libero --server ws://{address} --suite libero_object --tasks 0"
     )
-    service = PolicyService(source.load, default_seed=seed)
+    service = PolicyService(source.load, default_seed=seed, max_batch=max_batch)
 
     def announce() -> None:
         if source.contract is None:
@@ -105,6 +116,7 @@ def _checkpoint(
     contract: Path | None,
     device: str,
     denoising_steps: int | None,
+    max_batch: int | None,
 ) -> PolicySource:
     for option, given in (("--policy-config", policy_config), ("--contract", contract)):
         if given is not None:
@@ -120,6 +132,7 @@ def _checkpoint(
         search=Path.cwd(),
         device=device,
         denoising_steps=denoising_steps,
+        max_batch=max_batch,
     )
 
 

@@ -5,14 +5,22 @@ from __future__ import annotations
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from reflexarc.contract import ActionChunk, Observation, PolicyContract, check_observation
+from reflexarc.contract import (
+    ActionChunk,
+    Observation,
+    PolicyContract,
+    ReflexarcError,
+    check_observation,
+)
 from reflexarc.contract.errors import ContractViolationError, InferenceError
 from reflexarc.policy.checkpoint import LoadedPolicy
 from reflexarc.policy.interface import Task, Tensors
@@ -20,6 +28,23 @@ from reflexarc.policy.sessions import Decision, SessionStore, advance, plan
 from reflexarc.policy.windows import join_rows, pad_window
 
 _CACHED_TASKS = 256
+# Frames that are embedded in one pass: the whole window of a few decisions, but no more, because
+# activations of an image encoder take some megabytes a frame.
+_FRAMES_AT_ONCE = 64
+
+Outcome: TypeAlias = tuple[int, ActionChunk | ReflexarcError]
+"""Place of an observation in a call, and what came of it."""
+
+
+@dataclass
+class _Row:
+    """One decision on its way: its place in the call, its task's row, its window once embedded."""
+
+    index: int
+    decision: Decision
+    task: Tensors
+    frames: Mapping[int, Tensors] = field(default_factory=dict)
+    states: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 class PolicyRuntime:
@@ -60,8 +85,9 @@ class PolicyRuntime:
     def infer(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         """One chunk an observation, in order.
 
-        Rows with equal denoising steps and prefix length form a batch. Of two observations of
-        one session the second is answered after the first.
+        All new frames are embedded as one batch; rows with equal denoising steps and prefix
+        length are then sampled as one. Of two observations of one session the second is answered
+        after the first.
 
         Raises:
             ContractViolationError, UnknownInstructionError, HistoryMissingError: of the first
@@ -74,71 +100,122 @@ class PolicyRuntime:
             self._check_prefix(observation)
         chunks: dict[int, ActionChunk] = {}
         for wave in _waves(observations):
-            answers = self._infer_wave([observations[index] for index in wave])
-            chunks.update(zip(wave, answers, strict=True))
+            for part in self._decide([self._plan(index, observations[index]) for index in wave]):
+                chunks.update((index, _raised(outcome)) for index, outcome in part)
         return [chunks[index] for index in range(len(observations))]
 
-    @torch.inference_mode()
-    def _infer_wave(self, observations: list[Observation]) -> list[ActionChunk]:
-        """One chunk an observation, of sessions that all differ."""
-        decisions, tasks = [], []
-        for observation in observations:
-            decision = plan(self.contract, observation, self.sessions.get(observation.session_id))
-            decisions.append(decision)
-            tasks.append(self._task_row(decision))
-        groups: dict[tuple[int, int], list[int]] = {}
-        for index, observation in enumerate(observations):
-            prefix = observation.action_prefix
-            key = (
-                observation.denoising_steps or self._default_steps,
-                0 if prefix is None else len(prefix),
-            )
-            groups.setdefault(key, []).append(index)
-        chunks: dict[int, ActionChunk] = {}
-        for (steps, _), indices in groups.items():
-            answers = self._infer_group(
-                [decisions[i] for i in indices], [tasks[i] for i in indices], steps
-            )
-            chunks.update(zip(indices, answers, strict=True))
-        return [chunks[index] for index in range(len(observations))]
+    def infer_in_parts(self, observations: Sequence[Observation]) -> Iterator[list[Outcome]]:
+        """The same for checked observations, in parts as their actions are sampled.
 
-    def _infer_group(
-        self, decisions: list[Decision], tasks: list[Tensors], steps: int
-    ) -> list[ActionChunk]:
+        Yields lists of ``(index, chunk)``, or ``(index, error)`` for an observation that cannot
+        be answered, which harms no other.
+        """
+        for wave in _waves(observations):
+            planned, refused = [], list[Outcome]()
+            for index in wave:
+                try:
+                    planned.append(self._plan(index, observations[index]))
+                except ReflexarcError as error:
+                    refused.append((index, error))
+            if refused:
+                yield refused
+            if planned:
+                yield from self._decide(planned)
+
+    def _plan(self, index: int, observation: Observation) -> _Row:
+        """What a decision needs; raises what is wrong with it, and changes no session."""
+        decision = plan(self.contract, observation, self.sessions.get(observation.session_id))
+        with torch.inference_mode():
+            return _Row(index, decision, self._task_row(decision))
+
+    def _decide(self, rows: list[_Row]) -> Iterator[list[Outcome]]:
+        """Embed the frames of all, then sample group by group."""
         clock = _Clock(self._policy.device)
-        observations = [decision.observation for decision in decisions]
+        with torch.inference_mode():
+            self._embed(rows, clock)
+        groups: dict[tuple[int, int], list[_Row]] = {}
+        for row in rows:
+            observation = row.decision.observation
+            prefix = observation.action_prefix
+            steps = observation.denoising_steps or self._default_steps
+            groups.setdefault((steps, 0 if prefix is None else len(prefix)), []).append(row)
+        for (steps, _), group in groups.items():
+            with torch.inference_mode():
+                part = self._sample_group(group, steps, clock.copy())
+            yield part
+
+    def _embed(self, rows: list[_Row], clock: _Clock) -> None:
+        """Frames and states of all rows, in place. The sessions move on here."""
+        decisions = [row.decision for row in rows]
+        with clock.span("preprocess_ms"):
+            new_frames = self._new_frames(decisions)
+            states = self._states(decisions)
+        with clock.span("device_ms"):
+            embedded = self._embed_frames(rows, new_frames)
+            frames = _frames_by_step(decisions, embedded, keep=self.contract.needs_session)
+        for row, seen, kept in zip(rows, states, frames, strict=True):
+            row.states, row.frames = seen, kept
+            if self.contract.needs_session:
+                session = advance(self.contract, row.decision, row.task, kept, seen)
+                self.sessions.put(row.decision.observation.session_id, session)
+
+    def _embed_frames(self, rows: list[_Row], new_frames: Tensors) -> Tensors:
+        """Rows ``(N, ...)`` of all new frames; long histories in several passes."""
+        task = join_rows([row.task for row in rows for _ in row.decision.images])
+        count = len(next(iter(new_frames.values())))
+        parts = []
+        for start in range(0, count, _FRAMES_AT_ONCE):
+            part = slice(start, start + _FRAMES_AT_ONCE)
+            images = {name: frames[part] for name, frames in new_frames.items()}
+            parts.append(
+                self._policy.embed_frames(images, {name: r[part] for name, r in task.items()})
+            )
+        return parts[0] if len(parts) == 1 else join_rows(parts)
+
+    def _sample_group(self, rows: list[_Row], steps: int, clock: _Clock) -> list[Outcome]:
+        """Chunks of decisions with equal denoising steps and prefix length."""
+        observations = [row.decision.observation for row in rows]
         seeds = [
             secrets.randbits(63) if observation.seed is None else observation.seed
             for observation in observations
         ]
-        with clock.span("preprocess"):
-            frames = self._new_frames(decisions)
-            states = self._states(decisions)
+        with clock.span("preprocess_ms"):
             noise, prefix = self._noise(seeds), self._prefix(observations)
-        with clock.span("device"):
-            window, valid = self._windows(decisions, tasks, frames, states)
-            context = self._policy.encode(join_rows(tasks), window, valid)
+        with clock.span("device_ms"):
+            window, valid = pad_window(
+                self.contract.history,
+                [row.decision.step for row in rows],
+                [row.frames for row in rows],
+                [row.states for row in rows],
+            )
+            context = self._policy.encode(join_rows([row.task for row in rows]), window, valid)
             actions = self._sample(context, noise, steps, prefix)
-        with clock.span("postprocess"):
+        with clock.span("postprocess_ms"):
             # Before the clip to the limits, which would make an infinite action a full one.
-            finite = bool(torch.isfinite(actions).all())
+            finite = torch.isfinite(actions).flatten(1).all(dim=1).tolist()
             robot_actions = self._processor.actions_to_robot(actions)
-        if not finite:
-            raise InferenceError("the policy's actions are not finite; its weights are damaged")
-        for row, observation in enumerate(observations):
+        part: list[Outcome] = []
+        for place, (row, observation) in enumerate(zip(rows, observations, strict=True)):
+            if not finite[place]:
+                part.append((row.index, _not_finite()))
+                continue
+            chunk = robot_actions[place]
             if observation.action_prefix is not None:
                 # Committed as they stand, without the last bit that normalising costs.
-                robot_actions[row, : len(observation.action_prefix)] = observation.action_prefix
-        return [
-            ActionChunk(
-                actions=robot_actions[row],
-                seed=seeds[row],
-                request_id=observation.request_id,
-                session_id=observation.session_id,
-                timing=dict(clock.milliseconds),
+                chunk[: len(observation.action_prefix)] = observation.action_prefix
+            part.append(
+                (
+                    row.index,
+                    ActionChunk(
+                        actions=chunk,
+                        seed=seeds[place],
+                        request_id=observation.request_id,
+                        session_id=observation.session_id,
+                        timing=dict(clock.milliseconds),
+                    ),
+                )
             )
-            for row, observation in enumerate(observations)
-        ]
+        return part
 
     def _sample(
         self, context: Tensors, noise: Tensor | None, steps: int, prefix: Tensor | None
@@ -165,32 +242,6 @@ class PolicyRuntime:
             {**decision.held.states, **{step: next(rows) for step in sorted(decision.states)}}
             for decision in decisions
         ]
-
-    def _windows(
-        self,
-        decisions: list[Decision],
-        tasks: list[Tensors],
-        new_frames: Tensors,
-        states: list[dict[int, Tensor]],
-    ) -> tuple[Tensors, Tensor]:
-        """Embed the new frames; ``encode``'s window and valid. The sessions move on here."""
-        history = self.contract.history
-        of_frame = [task for d, task in zip(decisions, tasks, strict=True) for _ in d.images]
-        embedded = self._policy.embed_frames(new_frames, join_rows(of_frame))
-        if history.rows == 1:
-            window = {name: rows.unsqueeze(1) for name, rows in embedded.items()}
-            current = torch.stack([s[d.step] for s, d in zip(states, decisions, strict=True)])
-            window["state"] = current.unsqueeze(1)
-            valid = torch.ones(len(decisions), 1, dtype=torch.bool, device=current.device)
-            frames: list[dict[int, Tensors]] = [{} for _ in decisions]
-        else:
-            frames = _frames_by_step(decisions, embedded)
-            window, valid = pad_window(history, [d.step for d in decisions], frames, states)
-        if self.contract.needs_session:
-            for decision, task, kept, seen in zip(decisions, tasks, frames, states, strict=True):
-                session = advance(self.contract, decision, task, kept, seen)
-                self.sessions.put(decision.observation.session_id, session)
-        return window, valid
 
     def _task_row(self, decision: Decision) -> Tensors:
         """One row, from the session or, without goal image, from where it was seen lately."""
@@ -250,23 +301,37 @@ def _waves(observations: Sequence[Observation]) -> list[list[int]]:
     return waves
 
 
-def _frames_by_step(decisions: list[Decision], embedded: Tensors) -> list[dict[int, Tensors]]:
+def _frames_by_step(
+    decisions: list[Decision], embedded: Tensors, *, keep: bool
+) -> list[dict[int, Tensors]]:
     """For each decision its rows by step, those that are held and those that are new."""
     found, row = [], 0
     for decision in decisions:
         frames = dict(decision.held.frames)
         for step in sorted(decision.images):
+            new = {name: rows[row] for name, rows in embedded.items()}
             # Copies: a view would keep the rows of all other sessions in memory.
-            frames[step] = {name: rows[row].clone() for name, rows in embedded.items()}
+            frames[step] = {name: tensor.clone() for name, tensor in new.items()} if keep else new
             row += 1
         found.append(frames)
     return found
+
+
+def _raised(outcome: ActionChunk | ReflexarcError) -> ActionChunk:
+    if isinstance(outcome, ReflexarcError):
+        raise outcome
+    return outcome
+
+
+def _not_finite() -> InferenceError:
+    return InferenceError("the policy's actions are not finite; its weights are damaged")
 
 
 class _Clock:
     """Milliseconds by name; waits for the accelerator, which computes asynchronously."""
 
     def __init__(self, device: torch.device):
+        self._device = device
         self.milliseconds: dict[str, float] = {}
         self._synchronize: Callable[[], None] = {
             "cuda": torch.cuda.synchronize,
@@ -278,4 +343,11 @@ class _Clock:
         start = time.perf_counter()
         yield
         self._synchronize()
-        self.milliseconds[name] = (time.perf_counter() - start) * 1e3
+        spent = (time.perf_counter() - start) * 1e3
+        self.milliseconds[name] = self.milliseconds.get(name, 0.0) + spent
+
+    def copy(self) -> _Clock:
+        """A clock that goes on from here, for one of several groups."""
+        copied = _Clock(self._device)
+        copied.milliseconds.update(self.milliseconds)
+        return copied

@@ -23,6 +23,7 @@ class BackgroundServer:
         wait: whether entering the block waits for the policy to be loaded.
         listeners: of finished requests, see :class:`PolicyService`.
         default_seed: of an episode's noise where its requests name none.
+        max_batch: rows of the largest batch; None leaves it to the policy.
 
     Attributes:
         url: ``ws://host:port``.
@@ -38,12 +39,15 @@ class BackgroundServer:
         wait: bool = True,
         listeners: Sequence[Listener] = (),
         default_seed: int | None = None,
+        max_batch: int | None = None,
     ) -> None:
         self._socket = open_port(host, port)
         self.host, self.port = host, int(self._socket.getsockname()[1])
         self.url = f"ws://{host}:{self.port}"
         self.http_url = f"http://{host}:{self.port}"
-        self.service = PolicyService(load, listeners=listeners, default_seed=default_seed)
+        self.service = PolicyService(
+            load, listeners=listeners, default_seed=default_seed, max_batch=max_batch
+        )
         self._loaded = threading.Event()
         self._server = PolicyServer(self.service, on_ready=self._loaded.set)
         self._thread = threading.Thread(target=self._run, name="policy-server", daemon=True)

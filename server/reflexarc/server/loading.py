@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reflexarc.contract import ActionChunk, Observation, PolicyContract
+from reflexarc.contract import ActionChunk, Observation, PolicyContract, ReflexarcError
 from reflexarc.contract.errors import CheckpointError, UnknownInstructionError
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from reflexarc.policy.interface import Policy
 
 logger = logging.getLogger(__name__)
+# On a CPU two rows take nearly twice as long as one: what a larger batch wins is lost in waiting.
+_MAX_BATCH_CPU, _MAX_BATCH_ACCELERATOR = 4, 32
 
 
 def verify_checkpoint(directory: Path, family: type[Policy] | None = None) -> PolicyContract:
@@ -41,14 +43,26 @@ def verify_checkpoint(directory: Path, family: type[Policy] | None = None) -> Po
 
 
 class CheckpointPolicy:
-    """A loaded checkpoint behind the :class:`~reflexarc.server.inference.Inference` protocol."""
+    """A loaded checkpoint behind the :class:`~reflexarc.server.inference.Inference` protocol.
 
-    def __init__(self, loaded: LoadedPolicy, *, denoising_steps: int | None = None) -> None:
+    Attributes:
+        max_batch: rows of the largest batch.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedPolicy,
+        *,
+        denoising_steps: int | None = None,
+        max_batch: int | None = None,
+    ) -> None:
         from reflexarc.policy.runtime import PolicyRuntime
 
         self._runtime = PolicyRuntime(loaded, denoising_steps=denoising_steps)
         self._action_std = loaded.statistics.action.std
         self._known_instruction = known_instruction(loaded.policy)
+        on_cpu = loaded.policy.device.type == "cpu"
+        self.max_batch = max_batch or (_MAX_BATCH_CPU if on_cpu else _MAX_BATCH_ACCELERATOR)
         sampling = loaded.policy.sampling
         self._sampling = {
             "noise_shape": list(sampling.noise_shape) if sampling.noise_shape else None,
@@ -59,7 +73,12 @@ class CheckpointPolicy:
 
     @classmethod
     def load(
-        cls, directory: Path, device: str = "auto", *, denoising_steps: int | None = None
+        cls,
+        directory: Path,
+        device: str = "auto",
+        *,
+        denoising_steps: int | None = None,
+        max_batch: int | None = None,
     ) -> CheckpointPolicy:
         """Load and place on ``device``; raises what ``load_checkpoint`` raises."""
         from reflexarc.policy.checkpoint import load_checkpoint
@@ -72,7 +91,7 @@ class CheckpointPolicy:
                 loaded.directory,
                 loaded.directory,
             )
-        return cls(loaded, denoising_steps=denoising_steps)
+        return cls(loaded, denoising_steps=denoising_steps, max_batch=max_batch)
 
     @property
     def contract(self) -> PolicyContract:
@@ -89,21 +108,36 @@ class CheckpointPolicy:
     def infer(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         return self._runtime.infer(observations)
 
+    def infer_in_parts(
+        self, observations: Sequence[Observation]
+    ) -> Iterator[list[tuple[int, ActionChunk | ReflexarcError]]]:
+        """Chunks or errors by index, each group of equal denoising steps as it is sampled."""
+        return self._runtime.infer_in_parts(observations)
+
     def end_session(self, session_id: str) -> bool:
         return self._runtime.end_session(session_id)
 
     def warm_up(self) -> None:
-        """Infer once on black images: allocators and kernels are slow only the first time.
+        """Infer on black images, once at each batch size in use: 1, 2, 4, ... and the largest.
+
+        Allocators, autotuners and kernels are slow only the first time that they see a shape.
 
         Raises InferenceError when the policy's actions are not finite, as any request would.
         """
         started = time.perf_counter()
         try:
-            self.infer([blank_observation(self.contract, self._known_instruction)])
+            blank = blank_observation(self.contract, self._known_instruction)
+            for rows in batch_sizes(self.max_batch):
+                self.infer([blank] * rows)
         except UnknownInstructionError:
             logger.info("not warmed up: the checkpoint names no instruction that it understands")
             return
         logger.info("warmed up in %.0f ms", (time.perf_counter() - started) * 1000)
+
+
+def batch_sizes(largest: int) -> list[int]:
+    """Powers of two up to ``largest``, and that."""
+    return [*(1 << power for power in range((largest - 1).bit_length())), largest]
 
 
 def blank_observation(contract: PolicyContract, instruction: str | None) -> Observation:

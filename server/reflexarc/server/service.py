@@ -237,6 +237,7 @@ class PolicyService:
         What is wrong is delivered too; it may be delivered before this returns.
         """
         assert self._inference is not None
+        ticket.session_id, ticket.request_id = observation.session_id, observation.request_id
         work = partial(prepare, self._inference, observation)
         if not has_encoded_images(observation):
             self._join_batch(ticket, deliver, work)

@@ -51,6 +51,7 @@ def checkpoint_source(
     search: Path | None = None,
     device: str = "auto",
     denoising_steps: int | None = None,
+    max_batch: int | None = None,
 ) -> PolicySource:
     """A checkpoint's folder, verified.
 
@@ -70,7 +71,13 @@ def checkpoint_source(
     return PolicySource(
         str(directory),
         contract,
-        partial(CheckpointPolicy.load, directory, resolved, denoising_steps=denoising_steps),
+        partial(
+            CheckpointPolicy.load,
+            directory,
+            resolved,
+            denoising_steps=denoising_steps,
+            max_batch=max_batch,
+        ),
         resolved,
     )
 
