@@ -20,6 +20,7 @@ class Exchange:
         error: the named error that the client got.
         session: of the episode: the client's own id or the connection's; None without one.
         timing: milliseconds by name, and ``batch_size``.
+        request_id: the client's own name of the request, also where the rest could not be read.
         bytes_in: size of the request.
         bytes_out: size of the reply.
     """
@@ -31,6 +32,7 @@ class Exchange:
     error: ReflexarcError | None = None
     session: str | None = None
     timing: Mapping[str, float] = field(default_factory=dict)
+    request_id: str | None = None
     bytes_in: int = 0
     bytes_out: int = 0
 

@@ -170,7 +170,7 @@ def request_fields(exchange: Exchange) -> Fields:
     observation, error = exchange.observation, exchange.error
     timing = {f"{stage}_ms": stage_ms(exchange.timing, stage) for stage in STAGES}
     fields: dict[str, str | float | None] = {
-        "request_id": None if observation is None else observation.request_id,
+        "request_id": exchange.request_id,
         "session": None if exchange.session is None else session_tag(exchange.session),
         "dialect": exchange.dialect,
         "code": code_of(exchange),

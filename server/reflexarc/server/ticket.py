@@ -48,6 +48,8 @@ class Ticket:
         observation: as checked, once it is.
         chunk: the answer, once there is one.
         error: what the client was told was wrong.
+        session_id: as the client named it, also where the rest of the request is wrong.
+        request_id: likewise.
         bytes_in: size of the request.
         bytes_out: size of the reply; set by the route.
     """
@@ -64,6 +66,8 @@ class Ticket:
         "peer",
         "received",
         "received_at",
+        "request_id",
+        "session_id",
     )
 
     def __init__(
@@ -80,6 +84,8 @@ class Ticket:
         self.connection = connection
         self.bytes_in = bytes_in
         self.bytes_out = 0
+        self.session_id: str | None = None
+        self.request_id: str | None = None
         self.peer: str | None = None
         self.observation: Observation | None = None
         self.chunk: ActionChunk | None = None
@@ -93,14 +99,14 @@ class Ticket:
             close(self)
 
     def exchange(self) -> Exchange:
-        named = None if self.observation is None else self.observation.session_id
         return Exchange(
             dialect=self.dialect,
             received_at=self.received_at,
             observation=self.observation,
             chunk=self.chunk,
             error=self.error,
-            session=self.connection if named is None else named,
+            session=self.connection if self.session_id is None else self.session_id,
+            request_id=self.request_id,
             timing={} if self.chunk is None else self.chunk.timing,
             bytes_in=self.bytes_in,
             bytes_out=self.bytes_out,
