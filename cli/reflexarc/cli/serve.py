@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,11 @@ from reflexarc.contract.errors import ConfigError
 if TYPE_CHECKING:
     from reflexarc.contract import PolicyContract
     from reflexarc.server.sources import PolicySource
+
+
+class LogFormat(str, Enum):
+    TEXT = "text"
+    JSON = "json"
 
 
 def register(app: typer.Typer) -> None:
@@ -74,12 +80,26 @@ def serve(
             max=2**53,
         ),
     ] = None,
+    page_hosts: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST",
+            help="Who besides this machine sees the status page: a client's address or network "
+            "(10.0.0.0/8), or a name under which browsers reach this server. Repeatable.",
+        ),
+    ] = None,
+    log_format: Annotated[
+        LogFormat,
+        typer.Option(help="Of what is logged to stderr: text, or one JSON object a line."),
+    ] = LogFormat.TEXT,
 ) -> None:
     """Serve a policy as action chunks until Ctrl-C or SIGTERM."""
     require("serve-policy", "server", "fastapi", "uvicorn")
     from reflexarc.server.lifecycle import PolicyServer, open_port
+    from reflexarc.server.logs import configure_logging
     from reflexarc.server.service import PolicyService
 
+    configure_logging(log_format.value)
     if checkpoint is not None:
         source = _checkpoint(
             checkpoint, policy, policy_config, contract, device, denoising_steps, max_batch
@@ -95,7 +115,8 @@ def serve(
     typer.echo(
         "Try next, in another terminal:\n"
         f"  reflexarc query --server ws://{address}\n"
-        f"  reflexarc eval libero --server ws://{address} --suite libero_object --tasks 0"
+        f"  reflexarc eval libero --server ws://{address} --suite libero_object --tasks 0\n"
+        f"See what it does: http://{address}/"
     )
     service = PolicyService(source.load, default_seed=seed, max_batch=max_batch)
 
@@ -104,7 +125,7 @@ def serve(
             typer.echo(f"Contract: {describe(service.inference.contract)}")
         _announce_ready()
 
-    PolicyServer(service, on_ready=announce).run([listener])
+    PolicyServer(service, on_ready=announce, page_hosts=page_hosts or ()).run([listener])
     if service.load_error is not None:
         raise service.load_error
 

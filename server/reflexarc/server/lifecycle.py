@@ -97,6 +97,7 @@ def server_config(service: PolicyService, page_hosts: Sequence[str] = ()) -> uvi
     return uvicorn.Config(
         create_app(service, page_hosts=page_hosts),
         log_level="warning",
+        log_config=None,  # its loggers write as ours do
         access_log=False,
         timeout_graceful_shutdown=1,  # after the drain only what hangs is left
         **limits,
