@@ -117,7 +117,7 @@ def main() -> None:
             init_method=f"file://{folder / 'rendezvous'}",
             rank=rank,
             world_size=world,
-            timeout=timedelta(seconds=60),
+            timeout=timedelta(seconds=600),
         )
     for name in ("flow_matching", "temporal_jepa"):
         save_file(train(name, rank, world), folder / f"{name}_{rank}_of_{world}.safetensors")
