@@ -20,6 +20,7 @@ from reflexarc.server.dialects.conversions import refused
 from reflexarc.server.inference import Inference, handshake, internal_error
 from reflexarc.server.service import PolicyService
 from reflexarc.server.ticket import Ticket
+from reflexarc.server.websocket_channel import Peer, converse
 from reflexarc.server.websocket_frames import close, receive
 
 logger = logging.getLogger(__name__)
@@ -38,8 +39,7 @@ async def openpi_or_starvla_session(
     await socket.send_bytes(pack({**handshake(inference), **starvla.metadata(contract)}))
     conversation = _OpenpiOrStarvla(service, inference)
     try:
-        while True:
-            await conversation.answer(socket, await receive(socket))
+        await converse(socket, conversation.answer)
     finally:
         conversation.end()
 
@@ -53,7 +53,7 @@ class _OpenpiOrStarvla:
         self._others: set[str] = set()
         self._prev_total_ms: float | None = None
 
-    async def answer(self, socket: WebSocket, frame: bytes | None) -> None:
+    async def answer(self, socket: Peer, frame: bytes | None) -> None:
         received = time.perf_counter()
         message: object = None
         try:

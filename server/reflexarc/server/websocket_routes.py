@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
@@ -17,12 +18,16 @@ from reflexarc.contract import Observation, ReflexarcError, pack, unpack
 from reflexarc.contract.errors import CodecError, NotReadyError
 from reflexarc.server.dialect_websockets import openpi_or_starvla_session, vla_eval_session
 from reflexarc.server.dialects import native
-from reflexarc.server.inference import Inference, handshake
+from reflexarc.server.inference import Inference, handshake, internal_error
 from reflexarc.server.origin import origin_is_foreign
 from reflexarc.server.service import PolicyService
-from reflexarc.server.websocket_frames import close, receive
+from reflexarc.server.ticket import Ticket
+from reflexarc.server.websocket_channel import Peer, converse
+from reflexarc.server.websocket_frames import close
 
 logger = logging.getLogger(__name__)
+# Two raw images of 224 px take 0.1 ms to decode; a hand-over to a thread and back takes as long.
+_DECODED_INLINE_BYTES = 1024 * 1024
 
 
 def websocket_routes(service: PolicyService) -> APIRouter:
@@ -62,41 +67,61 @@ async def _session(socket: WebSocket, service: PolicyService, converse: Any) -> 
 
 
 async def _native_session(socket: WebSocket, service: PolicyService, inference: Inference) -> None:
-    # Names the session of observations that name none. No other client can guess it, and what
-    # is kept under it ends with the connection.
-    connection = f"connection-{secrets.token_hex(16)}"
+    conversation = NativeConversation(service)
     try:
-        await _native_requests(socket, service, inference, connection)
+        await socket.send_bytes(pack(handshake(inference)))
+        await converse(socket, conversation.answer)
     finally:
-        service.end_connection(connection)
+        conversation.end()
 
 
-async def _native_requests(
-    socket: WebSocket, service: PolicyService, inference: Inference, connection: str
-) -> None:
-    await socket.send_bytes(pack(handshake(inference)))
-    while True:
-        frame = await receive(socket)
+class NativeConversation:
+    """The requests of one connection to ``/v1/policy``."""
+
+    def __init__(self, service: PolicyService) -> None:
+        self._service = service
+        # Names the session of observations that name none. No other client can guess it, and
+        # what is kept under it ends with the connection.
+        self._connection = f"connection-{secrets.token_hex(16)}"
+
+    async def answer(self, peer: Peer, frame: bytes | None) -> None:
         received = time.perf_counter()
-        request_id, problem = None, None
+        request_id: str | None = None
         try:
             if frame is None:
                 raise CodecError("a text frame came; send observations as binary msgpack frames")
-            with service.ticket(
-                "native", received=received, connection=connection, bytes_in=len(frame)
+            with self._service.ticket(
+                native.NAME, received=received, connection=self._connection, bytes_in=len(frame)
             ) as ticket:
-                try:
-                    message = unpack(frame)
-                    request_id = native.request_id_of(message)
-                    chunk = await service.answer(ticket, Observation.from_wire(message))
-                    reply = pack(chunk.to_wire())
-                except ReflexarcError as error:
-                    problem = ticket.error = error
-                    reply = pack(native.error_map(error, request_id))
+                message = await unpacked(self._service, frame)
+                request_id = native.request_id_of(message)
+                reply = await self._reply(ticket, message)
                 ticket.bytes_out = len(reply)
-                await socket.send_bytes(reply)
-        except ReflexarcError as refused:
-            problem = refused
-            await socket.send_bytes(pack(native.error_map(refused)))
-        if problem is not None:
-            logger.warning("%s: [%s] %s", socket.client, problem.code, problem.message)
+                await peer.send_bytes(reply)
+            return
+        except ReflexarcError as error:
+            problem = error
+        except Exception:
+            problem = internal_error("the server failed on a request")
+        logger.warning("%s: [%s] %s", peer.client, problem.code, problem.message)
+        await peer.send_bytes(pack(native.error_map(problem, request_id)))
+
+    async def _reply(self, ticket: Ticket, message: object) -> bytes:
+        reset = native.reset_of(message)
+        if reset is None:
+            return pack(
+                (await self._service.answer(ticket, Observation.from_wire(message))).to_wire()
+            )
+        ended = await self._service.end_session(reset.session_id or self._connection)
+        return pack(native.reset_map(reset, ended))
+
+    def end(self) -> None:
+        """The connection was closed."""
+        self._service.end_connection(self._connection)
+
+
+async def unpacked(service: PolicyService, frame: bytes) -> Any:
+    """A frame's message; one that takes long is decoded off the event loop."""
+    if len(frame) <= _DECODED_INLINE_BYTES:
+        return unpack(frame)
+    return await service.parse(partial(unpack, frame))
