@@ -123,5 +123,5 @@ def _missing(message: str) -> Response:
 
 
 def _refused(reason: str) -> Response:
-    logger.info("refused the status page: %s", reason)
+    logger.debug("refused the status page: %s", reason)
     return Response(f"{reason}\n", 403, headers=_LIVE, media_type="text/plain")

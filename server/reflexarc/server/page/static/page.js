@@ -285,7 +285,7 @@ function showContract(contract) {
     ["checkpoint", contract.checkpoint_fingerprint || "none"],
   ];
   at("family").textContent = contract.family;
-  document.title = `${contract.family} – Reflexarc policy server`;
+  document.title = `${contract.family} - Reflexarc policy server`;
   at("no-contract").hidden = true;
   at("contract").replaceChildren(
     ...lines.flatMap(([name, text]) => [element("dt", {}, name), element("dd", {}, text)]),
