@@ -77,6 +77,9 @@ class Observation:
             the first request of an episode; the session keeps its embedding.
         action_prefix: ``float32 (P, D)`` in robot units, P below the horizon: the chunk's first
             actions, which are committed already. For policies whose sampling supports it.
+        action_guide: ``float32 (G, D)`` in robot units: the actions that follow the prefix in
+            the chunk being executed; the new one stays near them, less and less. Together with
+            the prefix no more than the horizon. For policies whose sampling supports it.
         deadline_ms: how long after its arrival at the server an answer is of use; an answer that
             would come later is refused. None waits for as long as it takes.
     """
@@ -92,6 +95,7 @@ class Observation:
     history: tuple[HistoryRow, ...] = ()
     goal_image: Images | None = None
     action_prefix: npt.NDArray[Any] | None = None
+    action_guide: npt.NDArray[Any] | None = None
     deadline_ms: float | None = None
 
     def to_wire(self) -> dict[str, Any]:
@@ -107,6 +111,8 @@ class Observation:
             message["goal_image"] = dict(self.goal_image)
         if self.action_prefix is not None:
             message["action_prefix"] = self.action_prefix
+        if self.action_guide is not None:
+            message["action_guide"] = self.action_guide
         return message
 
     @classmethod

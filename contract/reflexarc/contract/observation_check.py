@@ -35,7 +35,7 @@ def check_observation(contract: PolicyContract, observation: Observation) -> Non
         *_goal_problems(contract, observation),
         *_step_problems(contract, observation),
         *_history_problems(contract, observation),
-        *_prefix_problems(contract, observation.action_prefix),
+        *_prefix_problems(contract, observation),
     ]
     if found:
         named = [f"{name}: {what}" for name, what in found[:_PROBLEMS_NAMED]]
@@ -45,6 +45,15 @@ def check_observation(contract: PolicyContract, observation: Observation) -> Non
             "the observation violates the policy's contract: " + "; ".join(named),
             field=found[0][0],
         )
+
+
+def refuse_unsupported(observation: Observation, *, prefix: bool, guide: bool) -> None:
+    """Raise ContractViolationError for actions that the policy's sampling cannot take."""
+    for name, supported in (("action_prefix", prefix), ("action_guide", guide)):
+        if getattr(observation, name) is not None and not supported:
+            raise ContractViolationError(
+                f"{name}: this policy's sampling takes none; leave it out", field=name
+            )
 
 
 def _image_problems(contract: PolicyContract, images: Any, where: str) -> Iterator[Problem]:
@@ -143,25 +152,35 @@ def _history_problems(contract: PolicyContract, observation: Observation) -> Ite
             yield from _image_problems(contract, row.images, f"{where}.images")
 
 
-def _prefix_problems(contract: PolicyContract, prefix: Any) -> Iterator[Problem]:
-    if prefix is None:
+def _prefix_problems(contract: PolicyContract, observation: Observation) -> Iterator[Problem]:
+    horizon = contract.action.horizon
+    prefix, guide = observation.action_prefix, observation.action_guide
+    yield from _actions_problems(contract, prefix, "action_prefix", horizon - 1)
+    committed = prefix.shape[0] if isinstance(prefix, np.ndarray) and prefix.ndim else 0
+    yield from _actions_problems(contract, guide, "action_guide", max(horizon - committed, 0))
+
+
+def _actions_problems(
+    contract: PolicyContract, rows: Any, where: str, most: int
+) -> Iterator[Problem]:
+    if rows is None:
         return
-    action, where = contract.action, "action_prefix"
-    wanted = f"floats (P, {action.dimension}) with P from 1 to {action.horizon - 1}"
-    if not isinstance(prefix, np.ndarray):
-        yield where, f"expected {wanted}, got {type(prefix).__name__}"
+    action = contract.action
+    wanted = f"floats (N, {action.dimension}) with N from 1 to {most}"
+    if not isinstance(rows, np.ndarray):
+        yield where, f"expected {wanted}, got {type(rows).__name__}"
     elif (
-        prefix.dtype.kind != "f"
-        or prefix.ndim != 2
-        or prefix.shape[1] != action.dimension
-        or not 1 <= len(prefix) < action.horizon
+        rows.dtype.kind != "f"
+        or rows.ndim != 2
+        or rows.shape[1] != action.dimension
+        or not 1 <= len(rows) <= most
     ):
-        yield where, f"expected {wanted}, got {prefix.dtype} {prefix.shape}"
-    elif not np.isfinite(prefix).all():
+        yield where, f"expected {wanted}, got {rows.dtype} {rows.shape}"
+    elif not np.isfinite(rows).all():
         yield where, "not finite"
     else:
         low, high = np.array(action.low, np.float32), np.array(action.high, np.float32)
-        outside = np.flatnonzero(((prefix < low) | (prefix > high)).any(axis=0))
+        outside = np.flatnonzero(((rows < low) | (rows > high)).any(axis=0))
         if len(outside):
             names = [action.names[i] for i in outside]
             yield where, f"outside the contract's limits in {', '.join(names)}"

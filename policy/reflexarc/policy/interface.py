@@ -36,11 +36,13 @@ class SamplingSpec:
         noise_shape: shape of one row's noise, or None for a policy without noise.
         default_steps: Euler steps of the sampler when the request names none.
         supports_prefix: whether ``sample_actions`` accepts the start of a chunk as given.
+        supports_guide: whether it accepts actions after that start to stay near.
     """
 
     noise_shape: tuple[int, ...] | None
     default_steps: int = 1
     supports_prefix: bool = False
+    supports_guide: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,13 @@ class Policy(nn.Module, ABC):
 
     @abstractmethod
     def sample_actions(
-        self, context: Tensors, noise: Tensor | None, *, steps: int, prefix: Tensor | None = None
+        self,
+        context: Tensors,
+        noise: Tensor | None,
+        *,
+        steps: int,
+        prefix: Tensor | None = None,
+        guide: Tensor | None = None,
     ) -> Tensor:
         """Normalised action chunks ``float32 (B, H, D)``.
 
@@ -132,6 +140,9 @@ class Policy(nn.Module, ABC):
             steps: Euler steps.
             prefix: normalised actions ``(B, C, D)``, C < H, that are already committed; the
                 chunk begins with them. Only where ``sampling.supports_prefix``.
+            guide: normalised actions ``(B, G, D)``, C + G <= H, that would follow them in the
+                chunk being executed; the new one stays near them, less and less. Passed only
+                where ``sampling.supports_guide``; other policies need not know the argument.
         """
 
     @classmethod

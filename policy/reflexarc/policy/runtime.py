@@ -8,9 +8,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -21,7 +22,8 @@ from reflexarc.contract import (
     ReflexarcError,
     check_observation,
 )
-from reflexarc.contract.errors import ContractViolationError, InferenceError
+from reflexarc.contract.errors import InferenceError
+from reflexarc.contract.observation_check import refuse_unsupported
 from reflexarc.policy.checkpoint import LoadedPolicy
 from reflexarc.policy.interface import Task, Tensors
 from reflexarc.policy.sessions import Decision, SessionStore, advance, plan
@@ -133,13 +135,16 @@ class PolicyRuntime:
         clock = _Clock(self._policy.device)
         with torch.inference_mode():
             self._embed(rows, clock)
-        groups: dict[tuple[int, int], list[_Row]] = {}
+        groups: dict[tuple[int, int, int], list[_Row]] = {}
         for row in rows:
             observation = row.decision.observation
-            prefix = observation.action_prefix
             steps = observation.denoising_steps or self._default_steps
-            groups.setdefault((steps, 0 if prefix is None else len(prefix)), []).append(row)
-        for (steps, _), group in groups.items():
+            given = [
+                0 if actions is None else len(actions)
+                for actions in (observation.action_prefix, observation.action_guide)
+            ]
+            groups.setdefault((steps, given[0], given[1]), []).append(row)
+        for (steps, _, _), group in groups.items():
             with torch.inference_mode():
                 part = self._sample_group(group, steps, clock.copy())
             yield part
@@ -180,7 +185,11 @@ class PolicyRuntime:
             for observation in observations
         ]
         with clock.span("preprocess_ms"):
-            noise, prefix = self._noise(seeds), self._prefix(observations)
+            noise = self._noise(seeds)
+            given = {
+                "prefix": self._normalized([o.action_prefix for o in observations]),
+                "guide": self._normalized([o.action_guide for o in observations]),
+            }
         with clock.span("device_ms"):
             window, valid = pad_window(
                 self.contract.history,
@@ -189,7 +198,9 @@ class PolicyRuntime:
                 [row.states for row in rows],
             )
             context = self._policy.encode(join_rows([row.task for row in rows]), window, valid)
-            actions = self._sample(context, noise, steps, prefix)
+            # A policy that supports a prefix or guide alone need not know the other argument.
+            known = {name: rows for name, rows in given.items() if rows is not None}
+            actions = self._policy.sample_actions(context, noise, steps=steps, **known)
         with clock.span("postprocess_ms"):
             # Before the clip to the limits, which would make an infinite action a full one.
             finite = torch.isfinite(actions).flatten(1).all(dim=1).tolist()
@@ -216,13 +227,6 @@ class PolicyRuntime:
                 )
             )
         return part
-
-    def _sample(
-        self, context: Tensors, noise: Tensor | None, steps: int, prefix: Tensor | None
-    ) -> Tensor:
-        if prefix is None:  # a policy that supports none need not know the argument
-            return self._policy.sample_actions(context, noise, steps=steps)
-        return self._policy.sample_actions(context, noise, steps=steps, prefix=prefix)
 
     def _new_frames(self, decisions: list[Decision]) -> Tensors:
         """Images of all decisions that have no row yet, ``uint8 (N, H, W, 3)``, oldest first."""
@@ -270,20 +274,18 @@ class PolicyRuntime:
         rows = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
         return torch.stack(rows).to(self._policy.device)
 
-    def _prefix(self, observations: list[Observation]) -> Tensor | None:
-        """Committed actions ``(B, P, D)``, normalised; all of one length, or all None."""
-        rows = [o.action_prefix for o in observations if o.action_prefix is not None]
+    def _normalized(self, actions: list[npt.NDArray[Any] | None]) -> Tensor | None:
+        """Robot actions of one length ``(B, N, D)``, normalised; None where there are none."""
+        rows = [row for row in actions if row is not None]
         if not rows:
             return None
         return self._processor.normalize_actions(np.stack(rows)).to(self._policy.device)
 
     def _check_prefix(self, observation: Observation) -> None:
-        if observation.action_prefix is not None and not self._policy.sampling.supports_prefix:
-            raise ContractViolationError(
-                f"action_prefix: this {self._policy.family} policy samples whole chunks and "
-                "takes no prefix; leave it out",
-                field="action_prefix",
-            )
+        sampling = self._policy.sampling
+        refuse_unsupported(
+            observation, prefix=sampling.supports_prefix, guide=sampling.supports_guide
+        )
 
 
 def _waves(observations: Sequence[Observation]) -> list[list[int]]:

@@ -35,6 +35,7 @@ MSGPACK_TYPES = ("application/msgpack", "application/x-msgpack", "application/vn
 # instead of a reset connection.
 _DISCARD_BYTES = 4 * MAX_FRAME_BYTES
 
+_ACTIONS = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}
 _ACTIONS_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -65,10 +66,8 @@ _ACTIONS_BODY: dict[str, Any] = {
                             },
                         },
                         "goal_image": {"type": "object"},
-                        "action_prefix": {
-                            "type": "array",
-                            "items": {"type": "array", "items": {"type": "number"}},
-                        },
+                        "action_prefix": _ACTIONS,
+                        "action_guide": _ACTIONS,
                     },
                 },
             },

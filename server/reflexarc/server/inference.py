@@ -18,7 +18,8 @@ from reflexarc.contract import (
     PolicyContract,
     check_observation,
 )
-from reflexarc.contract.errors import ContractViolationError, InferenceError
+from reflexarc.contract.errors import InferenceError
+from reflexarc.contract.observation_check import refuse_unsupported
 from reflexarc.server.images import decode_images
 
 logger = logging.getLogger(__name__)
@@ -90,11 +91,12 @@ def prepare(inference: Inference, observation: Observation) -> Prepared:
     started = time.perf_counter()
     observation = decode_images(inference.contract, observation)
     check_observation(inference.contract, observation)
-    if observation.action_prefix is not None and not inference.sampling.get("supports_prefix"):
-        raise ContractViolationError(
-            "action_prefix: this policy samples whole chunks and takes no prefix; leave it out",
-            field="action_prefix",
-        )
+    sampling = inference.sampling
+    refuse_unsupported(
+        observation,
+        prefix=bool(sampling.get("supports_prefix")),
+        guide=bool(sampling.get("supports_guide")),
+    )
     return Prepared(observation, (time.perf_counter() - started) * 1000)
 
 

@@ -68,6 +68,7 @@ class CheckpointPolicy:
             "noise_shape": list(sampling.noise_shape) if sampling.noise_shape else None,
             "denoising_steps": self._runtime.default_steps,
             "supports_prefix": sampling.supports_prefix,
+            "supports_guide": sampling.supports_guide,
             "device": str(loaded.policy.device),
         }
 

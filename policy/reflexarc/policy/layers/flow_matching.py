@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 TimeDensity = Literal["beta", "uniform"]
+Velocity = Callable[[Tensor, Tensor], Tensor]
+_MAX_GUIDANCE = 5.0
 
 # Beta(1.5, 1) · 0.999 + 0.001: more weight on the noisy half, and never exactly 0. Mean 0.600.
 _BETA_ALPHA, _BETA_SCALE, _BETA_OFFSET = 1.5, 0.999, 0.001
@@ -42,10 +44,11 @@ def target_velocity(data: Tensor, noise: Tensor) -> Tensor:
 
 
 def euler_sample(
-    velocity: Callable[[Tensor, Tensor], Tensor],
+    velocity: Velocity,
     noise: Tensor,
     steps: int,
     prefix: Tensor | None = None,
+    guide: Tensor | None = None,
 ) -> Tensor:
     """Integrate from noise ``(B, H, ...)`` at t = 1 to data at t = 0 in ``steps`` equal steps.
 
@@ -54,7 +57,12 @@ def euler_sample(
         prefix: ``(B, P, ...)``, the first P rows of the data, known already. At every step the
             path's first rows are those that the prefix has at that time, so that the rest
             continues it (inpainting); the result begins with the prefix exactly.
+        guide: ``(B, G, ...)``, rows that follow the prefix in a chunk that is being executed.
+            The data is drawn towards them, less and less (real-time chunking's soft mask). Needs
+            a velocity of tensors that autograd may keep: :func:`for_autograd`.
     """
+    if guide is not None and guide.shape[1]:
+        velocity = _guided(velocity, guide, 0 if prefix is None else prefix.shape[1])
     x = noise
     for step in range(steps):
         time = 1.0 - step / steps
@@ -64,6 +72,51 @@ def euler_sample(
         t = torch.full((len(x),), time, dtype=x.dtype, device=x.device)
         x = x - velocity(x, t) / steps
     return x if prefix is None else torch.cat([prefix, x[:, prefix.shape[1] :]], dim=1)
+
+
+def soft_mask(guide: int) -> Tensor:
+    """Real-time chunking's weights ``float32 (guide,)``: from near 1 at the prefix to near 0."""
+    left = torch.arange(guide, 0, -1) / (guide + 1)
+    return left * torch.expm1(left) / (math.e - 1)
+
+
+def for_autograd(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of tensors that were computed in inference mode, which autograd refuses to keep."""
+    with torch.inference_mode(False):
+        return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def _guided(velocity: Velocity, guide: Tensor, first: int) -> Velocity:
+    """``velocity``, corrected so that rows from ``first`` on come near ``guide``.
+
+    Pseudo-inverse guidance (Song et al. 2023) as in "Real-Time Execution of Action Chunking Flow
+    Policies" (Black, Galliker and Levine, 2025): what the velocity predicts as data is compared
+    with the guide, and the weighted error goes back through the velocity's Jacobian.
+    """
+    rows = slice(first, first + guide.shape[1])
+    weights = soft_mask(guide.shape[1]).to(guide)
+    weights = weights.view(-1, *(1,) * (guide.ndim - 2))
+
+    def corrected(x: Tensor, t: Tensor) -> Tensor:
+        time = float(t[0])
+        with torch.inference_mode(False), torch.enable_grad():
+            start = x.clone().requires_grad_()
+            moving = velocity(start, t.clone())
+            data = start - time * moving
+            error = torch.zeros_like(data)
+            error[:, rows] = (guide - data[:, rows]).detach() * weights
+            (correction,) = torch.autograd.grad(data, start, error)
+        return moving.detach() - _guidance(time) * correction
+
+    return corrected
+
+
+def _guidance(time: float) -> float:
+    """The weight of the correction, at most 5 as the paper recommends for few steps."""
+    data_part = 1.0 - time  # the paper's time, which runs from noise 0 to data 1
+    if data_part <= 0.0:
+        return _MAX_GUIDANCE
+    return min(_MAX_GUIDANCE, (time**2 + data_part**2) / (data_part * time))
 
 
 class TimeEmbedding(nn.Module):

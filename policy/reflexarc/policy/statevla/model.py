@@ -24,7 +24,7 @@ from reflexarc.policy.interface import (
     Tensors,
 )
 from reflexarc.policy.language import LanguageEmbeddings
-from reflexarc.policy.layers.flow_matching import euler_sample
+from reflexarc.policy.layers.flow_matching import euler_sample, for_autograd
 from reflexarc.policy.statevla.action_head import FlowMatchingHead, GripperHead
 from reflexarc.policy.statevla.config import StateVLAConfig
 from reflexarc.policy.statevla.encoder import Encoder, Representation, Tokenizer
@@ -54,6 +54,7 @@ class StateVLA(Policy):
             noise_shape=(horizon, self.motion_dimensions),
             default_steps=config.denoising_steps,
             supports_prefix=True,
+            supports_guide=True,
         )
         self.vision: VisionBackbone = build_vision_backbone(config.vision)
         tokenizer = Tokenizer(
@@ -122,13 +123,21 @@ class StateVLA(Policy):
         return logits
 
     def sample_actions(
-        self, context: Tensors, noise: Tensor | None, *, steps: int, prefix: Tensor | None = None
+        self,
+        context: Tensors,
+        noise: Tensor | None,
+        *,
+        steps: int,
+        prefix: Tensor | None = None,
+        guide: Tensor | None = None,
     ) -> Tensor:
         if noise is None:
             raise ConfigError(f"StateVLA samples from noise (B, {self.sampling.noise_shape})")
         start = noise * self.config.noise_scale
         known = None if prefix is None else self._motion(prefix)
-        motion = euler_sample(lambda x, t: self.velocity(context, x, t), start, steps, known)
+        near = None if guide is None else self._motion(guide)
+        seen = context if guide is None else for_autograd(context)
+        motion = euler_sample(lambda x, t: self.velocity(seen, x, t), start, steps, known, near)
         gripper = self.contract.action.gripper
         if gripper is None:
             return motion

@@ -31,8 +31,9 @@ def observation_from_json(value: object) -> Observation:
         fields["history"] = [
             _row(row, f"history[{index}].") for index, row in enumerate(fields["history"])
         ]
-    if fields.get("action_prefix") is not None:
-        fields["action_prefix"] = _prefix(fields["action_prefix"])
+    for name in ("action_prefix", "action_guide"):
+        if fields.get(name) is not None:
+            fields[name] = _actions(fields[name], name)
     return Observation.from_wire(fields)
 
 
@@ -96,9 +97,8 @@ def _state(value: object, field: str) -> np.ndarray[Any, Any]:
         raise CodecError(f"{field}: a number does not fit into float64", field=field) from error
 
 
-def _prefix(value: object) -> np.ndarray[Any, Any]:
-    """Rows of equal length as ``float64 (P, D)``."""
-    field = "action_prefix"
+def _actions(value: object, field: str) -> np.ndarray[Any, Any]:
+    """Rows of equal length as ``float64 (N, D)``."""
     if isinstance(value, Mapping) and "__numpy__" in value:
         return array_from_json(field, value)
     if not isinstance(value, list) or not value or len(value) > MAX_CONTAINER_LENGTH:
