@@ -28,6 +28,7 @@ from reflexarc.server.exchange import Exchange
 # The oldest text format: every scraper reads it, and nothing of the request chooses another.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STAGES = ("queue", "decode", "preprocess", "device", "postprocess", "encode")
+_IN_MS = {stage: f"{stage}_ms" for stage in (*STAGES, "total")}
 PHASES = ("loading", "warming", "ready", "draining", "failed")
 OK = "ok"
 
@@ -40,7 +41,7 @@ BATCH_SIZES = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0)
 
 def stage_ms(timing: Mapping[str, float], stage: str) -> float | None:
     """Milliseconds of a stage, named ``queue_ms`` or ``queue``; None where it was not measured."""
-    value = timing.get(f"{stage}_ms")
+    value = timing.get(_IN_MS[stage])
     if value is None:
         value = timing.get(stage)
     return value if value is not None and 0 <= value < math.inf else None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from reflexarc.contract import ActionChunk, Observation, ReflexarcError
+from reflexarc.contract.messages import MAX_IDENTIFIER_CHARACTERS
 from reflexarc.server.exchange import Exchange
 from reflexarc.server.metrics import total_ms
 from reflexarc.server.session_tags import session_tag
@@ -17,12 +18,12 @@ MAX_KEPT_BYTES = 64 * 2**20
 ACTIVE_SECONDS = 60.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Seen:
     """What is known of a session.
 
     Attributes:
-        tag: short name of the session, not its id.
+        tag: short name of the session, not its id; the dialect of requests without a session.
         dialect: of its last request.
         count: its requests; also the version of what is kept.
         refused: how many of them were answered by an error.
@@ -36,15 +37,33 @@ class Seen:
     """
 
     tag: str
-    dialect: str
-    count: int
-    refused: int
-    at: float
-    total_ms: float
-    observation: Observation | None
-    chunk: ActionChunk | None
-    error: ReflexarcError | None
-    kept_bytes: int
+    dialect: str = ""
+    count: int = 0
+    refused: int = 0
+    at: float = 0.0
+    total_ms: float = 0.0
+    observation: Observation | None = None
+    chunk: ActionChunk | None = None
+    error: ReflexarcError | None = None
+    kept_bytes: int = 0
+
+    def add(self, exchange: Exchange, now: float) -> None:
+        """The session after one more request."""
+        self.dialect, self.error = exchange.dialect, exchange.error
+        self.count += 1
+        self.refused += exchange.error is not None
+        self.at, self.total_ms = now, total_ms(exchange)
+        self.chunk = exchange.chunk or self.chunk
+        if exchange.observation is not None:
+            self._keep(exchange.observation, exchange.bytes_in)
+
+    def _keep(self, observation: Observation, bytes_in: int) -> None:
+        if observation.history or observation.goal_image is not None:
+            observation = replace(observation, history=(), goal_image=None)
+        self.observation = observation
+        # Views keep the whole frame that they lie in.
+        images = observation.images.values()
+        self.kept_bytes = max(bytes_in, sum(getattr(image, "nbytes", 0) for image in images))
 
 
 class LastSeen:
@@ -67,54 +86,33 @@ class LastSeen:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._max_sessions, self._max_bytes, self._clock = max_sessions, max_bytes, clock
-        self._sessions: OrderedDict[str, Seen] = OrderedDict()
+        self._sessions: OrderedDict[str | tuple[str], Seen] = OrderedDict()
         self._kept_bytes = 0
 
     def __call__(self, exchange: Exchange) -> None:
         """Remember one finished request."""
-        # A tag is hexadecimal, so that no client can choose an id that is taken for a dialect.
-        tag = exchange.dialect if exchange.session is None else session_tag(exchange.session)
-        before = self._sessions.pop(tag, None)
-        seen = self._after(tag, before, exchange)
-        self._sessions[tag] = seen
-        self._kept_bytes += seen.kept_bytes - (0 if before is None else before.kept_bytes)
-        while len(self._sessions) > self._max_sessions:
+        key = _key(exchange)
+        seen = self._sessions.get(key)
+        if seen is None:
+            # A tag is hexadecimal, so that no client can choose an id that passes for a dialect.
+            tag = exchange.dialect if exchange.session is None else session_tag(exchange.session)
+            seen = self._sessions[key] = Seen(tag)
+        self._sessions.move_to_end(key)
+        self._kept_bytes -= seen.kept_bytes
+        seen.add(exchange, self._clock())
+        self._kept_bytes += seen.kept_bytes
+        if len(self._sessions) > self._max_sessions:
             self._kept_bytes -= self._sessions.popitem(last=False)[1].kept_bytes
         if self._kept_bytes > self._max_bytes:
             self._free()
 
-    def _after(self, tag: str, before: Seen | None, exchange: Exchange) -> Seen:
-        observation, kept = exchange.observation, exchange.bytes_in
-        if observation is not None:
-            if observation.history or observation.goal_image is not None:
-                observation = replace(observation, history=(), goal_image=None)
-            # Views keep the whole frame that they lie in.
-            images = observation.images.values()
-            kept = max(kept, sum(getattr(image, "nbytes", 0) for image in images))
-        elif before is not None:
-            observation, kept = before.observation, before.kept_bytes
-        else:
-            kept = 0
-        return Seen(
-            tag=tag,
-            dialect=exchange.dialect,
-            count=(before.count if before else 0) + 1,
-            refused=(before.refused if before else 0) + (exchange.error is not None),
-            at=self._clock(),
-            total_ms=total_ms(exchange),
-            observation=observation,
-            chunk=exchange.chunk or (before.chunk if before else None),
-            error=exchange.error,
-            kept_bytes=kept,
-        )
-
     def _free(self) -> None:
         """Let go of the observations of the most silent sessions until the rest fits."""
-        for tag, seen in list(self._sessions.items()):
+        for seen in self._sessions.values():
             if self._kept_bytes <= self._max_bytes:
                 return
             self._kept_bytes -= seen.kept_bytes
-            self._sessions[tag] = replace(seen, observation=None, kept_bytes=0)
+            seen.observation, seen.kept_bytes = None, 0
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -125,9 +123,17 @@ class LastSeen:
 
     def get(self, tag: str) -> Seen | None:
         """The session of a tag, None where it is unknown or was forgotten."""
-        return self._sessions.get(tag)
+        return next((seen for seen in self._sessions.values() if seen.tag == tag), None)
 
     def active(self) -> int:
         """How many sessions asked within the last minute."""
         since = self._clock() - ACTIVE_SECONDS
         return sum(seen.at >= since for seen in self._sessions.values())
+
+
+def _key(exchange: Exchange) -> str | tuple[str]:
+    session = exchange.session
+    if session is None:
+        return (exchange.dialect,)
+    # An id that is too long was refused, but its session is counted.
+    return session if len(session) <= MAX_IDENTIFIER_CHARACTERS else session_tag(session)
