@@ -176,7 +176,9 @@ def summarize(times: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
     for name, of_way in times.items():
         ratios = [a / b for a, b in zip(of_way["patches"], of_way["keypoints"], strict=True)]
         medians = {way: statistics.median(values) for way, values in of_way.items()}
-        quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        quartiles = (
+            statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+        )
         summary[name] = {
             "median_ms": medians,
             "ratio": medians["patches"] / medians["keypoints"],
