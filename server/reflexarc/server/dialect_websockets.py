@@ -21,7 +21,7 @@ from reflexarc.server.inference import Inference, handshake, internal_error
 from reflexarc.server.service import PolicyService
 from reflexarc.server.ticket import Ticket
 from reflexarc.server.websocket_channel import Peer, converse
-from reflexarc.server.websocket_frames import close, receive
+from reflexarc.server.websocket_frames import close
 
 logger = logging.getLogger(__name__)
 
@@ -130,25 +130,26 @@ def _unexpected_is_named() -> Iterator[None]:
 async def vla_eval_session(socket: WebSocket, service: PolicyService, inference: Inference) -> None:
     """The client speaks first. ``?replan_steps=N`` in the URL executes N actions of a chunk."""
     contract = inference.contract
-    connection = f"connection-{secrets.token_hex(16)}"
     try:
-        session = vla_eval.Session(
-            contract, vla_eval.replan_steps(contract, socket.query_params.get("replan_steps"))
-        )
+        replan_steps = vla_eval.replan_steps(contract, socket.query_params.get("replan_steps"))
     except ReflexarcError as error:
         await close(socket, 1008, f"vla-eval: {error.message}")
         return
+    conversation = _VlaEval(service, vla_eval.Session(contract, replan_steps))
     try:
-        await _vla_eval_messages(socket, service, session, connection)
+        await converse(socket, conversation.answer)
     finally:
-        service.end_connection(connection)
+        service.end_connection(conversation.connection)
 
 
-async def _vla_eval_messages(
-    socket: WebSocket, service: PolicyService, session: vla_eval.Session, connection: str
-) -> None:
-    while True:
-        frame = await receive(socket)
+class _VlaEval:
+    """The messages of one connection to ``/vla-eval``."""
+
+    def __init__(self, service: PolicyService, session: vla_eval.Session) -> None:
+        self._service, self._session = service, session
+        self.connection = f"connection-{secrets.token_hex(16)}"
+
+    async def answer(self, socket: Peer, frame: bytes | None) -> None:
         received = time.perf_counter()
         seq = 0
         try:
@@ -158,46 +159,47 @@ async def _vla_eval_messages(
             seq = vla_eval.seq_of(raw)
             message = vla_eval.message_from_map(raw)
             if message.kind == "hello":
-                refusal = vla_eval.refusal(session.contract, message.payload)
-                if refusal is not None:
-                    # Its client shows the reason of a close frame, but no error in place of hello.
-                    logger.warning("refused a client: %s", refusal)
-                    await close(socket, 1008, refusal)
-                    return
-                await socket.send_bytes(pack(vla_eval.hello_reply(session.contract, seq)))
+                await self._hello(socket, message)
             elif message.kind == "episode_start":
-                session.begin_episode()
-            elif message.kind == "observation" and session.is_due:
-                with service.ticket(
-                    vla_eval.NAME, received=received, connection=connection, bytes_in=len(frame)
+                self._session.begin_episode()
+            elif message.kind == "observation" and self._session.is_due:
+                with self._service.ticket(
+                    vla_eval.NAME,
+                    received=received,
+                    connection=self.connection,
+                    bytes_in=len(frame),
                 ) as ticket:
-                    await _decide(service, session, ticket, message)
-                    await _send_action(socket, session, seq, ticket)
+                    await self._decide(ticket, message)
+                    ticket.bytes_out = await self._send_action(socket, seq)
             elif message.kind == "observation":
-                if session.sees_this_step_later:
+                if self._session.sees_this_step_later:
                     with _unexpected_is_named():
-                        await service.parse(partial(session.keep_row, message.payload))
-                await _send_action(socket, session, seq)
+                        await self._service.parse(partial(self._session.keep_row, message.payload))
+                await self._send_action(socket, seq)
         except ReflexarcError as error:
             logger.warning("%s: [%s] %s", socket.client, error.code, error.message)
             await socket.send_bytes(pack(vla_eval.error_reply(error, seq)))
 
+    async def _hello(self, socket: Peer, message: vla_eval.Message) -> None:
+        contract = self._session.contract
+        refusal = vla_eval.refusal(contract, message.payload)
+        if refusal is None:
+            await socket.send_bytes(pack(vla_eval.hello_reply(contract, message.seq)))
+        else:
+            # Its client shows the reason of a close frame, but no error in place of hello.
+            await socket.close(1008, refusal)
 
-async def _decide(
-    service: PolicyService, session: vla_eval.Session, ticket: Ticket, message: vla_eval.Message
-) -> None:
-    refusal = vla_eval.refusal(session.contract)
-    if refusal is not None:  # a client that said no hello
-        raise refused(refusal)
-    with _unexpected_is_named():
-        observation = await service.parse(partial(session.observation, message.payload))
-        session.accept(await service.answer(ticket, observation))
+    async def _decide(self, ticket: Ticket, message: vla_eval.Message) -> None:
+        refusal = vla_eval.refusal(self._session.contract)
+        if refusal is not None:  # a client that said no hello
+            raise refused(refusal)
+        with _unexpected_is_named():
+            read = partial(self._session.observation, message.payload)
+            observation = await self._service.parse(read)
+            self._session.accept(await self._service.answer(ticket, observation))
 
-
-async def _send_action(
-    socket: WebSocket, session: vla_eval.Session, seq: int, ticket: Ticket | None = None
-) -> None:
-    reply = pack(vla_eval.action_reply(session.next_action(), seq))
-    if ticket is not None:
-        ticket.bytes_out = len(reply)
-    await socket.send_bytes(reply)
+    async def _send_action(self, socket: Peer, seq: int) -> int:
+        """Bytes that were sent."""
+        reply = pack(vla_eval.action_reply(self._session.next_action(), seq))
+        await socket.send_bytes(reply)
+        return len(reply)

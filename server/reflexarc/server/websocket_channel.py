@@ -39,6 +39,8 @@ class Peer(Protocol):
 
     async def send_text(self, data: str) -> None: ...
 
+    async def close(self, code: int = 1000, reason: str | None = None) -> None: ...
+
 
 Answer = Callable[[Any, "bytes | None"], Coroutine[Any, Any, None]]
 """Sends the reply to a frame (None: a text frame) to the peer. Raises nothing.
@@ -88,6 +90,9 @@ class Channel:
 
     async def send_text(self, data: str) -> None:
         self._protocol.write_message(data)
+
+    async def close(self, code: int = 1000, reason: str | None = None) -> None:
+        self._refuse(reason or "", code)
 
     def received(self, frame: bytes | None) -> None:
         """A frame came whole; None for a text frame."""

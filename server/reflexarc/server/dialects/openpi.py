@@ -78,19 +78,18 @@ def reply(
 
 def observation_from_request(contract: PolicyContract, message: object) -> Observation:
     """An Observation of the request's values. Raises CodecError naming a missing key."""
-    request = as_map(message, _expected(contract))
-    fields = {f"images.{name}": CAMERA_KEYS[name] for name in contract.camera_names}
+    expected = _expected(contract)
+    request = as_map(message, expected)
+    images = {}
+    for camera in contract.cameras:
+        name = camera.name
+        image = required(request, CAMERA_KEYS[name], f"images.{name}", expected)
+        images[name] = _oriented(camera, image)
     if contract.needs_language:
-        fields["instruction"] = PROMPT_KEY
-    values = {
-        field: required(request, key, field, _expected(contract)) for field, key in fields.items()
-    }
+        required(request, PROMPT_KEY, "instruction", expected)
     return Observation(
-        images={
-            camera.name: _oriented(camera, values[f"images.{camera.name}"])
-            for camera in contract.cameras
-        },
-        state=state_vector(contract, request, STATE_KEY, _expected(contract)),
+        images=images,
+        state=state_vector(contract, request, STATE_KEY, expected),
         instruction=text(request, PROMPT_KEY),
     )
 
