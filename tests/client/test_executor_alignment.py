@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -207,6 +207,8 @@ def test_the_gripper_is_voted_on(commands: list[float], decay: float) -> None:
 class Continuing(Random):
     """Begins its chunk with the prefix, as the server does."""
 
+    metadata: ClassVar = {"sampling": {"supports_prefix": True, "supports_guide": True}}
+
     def __init__(self, seed: int, horizon: int) -> None:
         super().__init__(seed, horizon)
         self.asked: list[Observation] = []
@@ -252,6 +254,12 @@ def test_a_prefix_is_executed_exactly_as_it_was_sent(
     sent = 0
     for index, delay in enumerate(executor.delays):
         prefix, at = policy.asked[index].action_prefix, asked_at[index]
+        guide = policy.asked[index].action_guide
+        if index:
+            given = [len(rows) for rows in (prefix, guide) if rows is not None]
+            assert sum(given) <= HORIZON
+        if guide is not None:
+            assert guide.dtype == np.float32 and np.abs(guide[:, :6]).max() <= np.float32(limit)
         if prefix is None:
             continue
         sent += 1
@@ -265,6 +273,23 @@ def test_a_prefix_is_executed_exactly_as_it_was_sent(
         if len(executed) < len(prefix) and answered < 100 and answered not in asked_at:
             np.testing.assert_array_equal(actions[answered], prefix[len(executed)])
     assert sent or latency <= jitter or len(executor.delays) < 3
+
+
+@pytest.mark.parametrize("soft", [True, False])
+def test_what_follows_the_prefix_travels_as_a_guide(soft: bool) -> None:
+    policy = Continuing(4, HORIZON)
+    executor = RealTimeChunkingExecutor(LatencyInjected(policy, 100, in_steps=True), 4, soft=soft)
+    run(executor, 14)
+    first, second, third = policy.asked[:3]
+    assert first.action_prefix is first.action_guide is None
+    # The first answer took two steps, and with it in hand six actions are left after four.
+    in_hand = policy.chunk(0)
+    np.testing.assert_array_equal(second.action_prefix, in_hand[4:6])
+    if soft:
+        np.testing.assert_array_equal(second.action_guide, in_hand[6:])
+        assert len(third.action_prefix) == 2 and len(third.action_guide) == 4
+    else:
+        assert second.action_guide is third.action_guide is None
 
 
 def test_a_chunk_that_comes_after_its_prefix_ended_is_named() -> None:

@@ -284,6 +284,8 @@ def test_a_committed_prefix_begins_the_chunk_or_is_refused(name: str, checkpoint
         chunk = client.infer(asked).actions
         np.testing.assert_array_equal(chunk[:3], prefix)
         assert not np.array_equal(chunk[3:], free[3:])  # what follows continues the prefix
+        with pytest.raises(ContractViolationError, match="action_guide"):
+            client.infer(replace(asked, action_guide=prefix))  # none of these policies takes one
         too_long = np.zeros((shape.contract.action.horizon, prefix.shape[1]), np.float32)
         with pytest.raises(ContractViolationError, match="action_prefix"):
             client.infer(replace(asked, action_prefix=too_long))

@@ -47,6 +47,7 @@ GOOD = Observation(
     history=(HistoryRow(5, STATE, IMAGES), HistoryRow(7, STATE), HistoryRow(8, STATE, IMAGES)),
     goal_image=IMAGES,
     action_prefix=np.zeros((3, 7), np.float32),
+    action_guide=np.full((7, 7), 0.5, np.float32),
 )
 
 
@@ -64,6 +65,7 @@ def test_everything_survives_the_wire() -> None:
     assert [row.images is None for row in back.history] == [False, True, False]
     np.testing.assert_array_equal(back.goal_image["agentview"], IMAGES["agentview"])  # type: ignore[index]
     np.testing.assert_array_equal(back.action_prefix, GOOD.action_prefix)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(back.action_guide, GOOD.action_guide)  # type: ignore[arg-type]
 
 
 def test_what_is_not_there_is_not_sent() -> None:
@@ -92,6 +94,8 @@ def test_what_is_not_there_is_not_sent() -> None:
         ({"action_prefix": np.full((2, 7), np.inf, np.float32)}, "action_prefix"),
         ({"action_prefix": np.full((2, 7), 1.5, np.float32)}, "action_prefix"),
         ({"action_prefix": np.zeros((2, 7), np.int64)}, "action_prefix"),
+        ({"action_guide": np.zeros((8, 7), np.float32)}, "action_guide"),
+        ({"action_guide": np.full((2, 7), 1.5, np.float32)}, "action_guide"),
     ],
 )
 def test_violations_are_named(changes: dict[str, Any], field: str) -> None:

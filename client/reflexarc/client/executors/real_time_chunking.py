@@ -17,11 +17,13 @@ class RealTimeChunkingExecutor(AsynchronousExecutor):
 
     They are committed: the request carries them as ``action_prefix``, the policy samples a chunk
     that begins with them, and exactly they are executed until it comes. How many they are is the
-    most that one of the last ten answers took.
+    most that one of the last ten answers took. What else is left of the chunk in hand travels as
+    ``action_guide``, which the new chunk stays near, less and less: the soft mask.
 
     Args:
         policy: who is asked; its sampling must take a prefix.
         replan_steps, guard, ask_when_left: see :class:`AsynchronousExecutor`.
+        soft: whether the guide is sent; None sends it where the policy says that it takes one.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class RealTimeChunkingExecutor(AsynchronousExecutor):
         guard: RobotGuard | None = None,
         *,
         ask_when_left: int | None = None,
+        soft: bool | None = None,
     ) -> None:
         sampling = getattr(policy, "metadata", {}).get("sampling", {})
         if not sampling.get("supports_prefix", True):
@@ -39,6 +42,7 @@ class RealTimeChunkingExecutor(AsynchronousExecutor):
                 "which real-time chunking needs; choose another executor",
                 field="executor",
             )
+        self._soft = bool(sampling.get("supports_guide")) if soft is None else soft
         super().__init__(policy, replan_steps, guard, ask_when_left=ask_when_left)
 
     def reset(self) -> None:
@@ -47,13 +51,17 @@ class RealTimeChunkingExecutor(AsynchronousExecutor):
 
     def _request(self, observation: Observation) -> Observation:
         self._committed = 0
-        if not self._chunks or not self.expected_delay:
+        if not self._chunks:
             return observation
         # Clamped now, because what is sent must be what is executed.
         rest = self.guard.clamp(self._chunks[-1].rest(self._executed))
-        prefix = rest[: min(self.expected_delay, self._horizon - 1)]
-        self._committed = len(prefix)
-        return replace(observation, action_prefix=prefix)
+        self._committed = min(len(rest), self.expected_delay, self._horizon - 1)
+        prefix, guide = rest[: self._committed], rest[self._committed :]
+        return replace(
+            observation,
+            action_prefix=prefix if len(prefix) else None,
+            action_guide=guide if len(guide) and self._soft else None,
+        )
 
     def _take(self, chunk: HeldChunk) -> None:
         if self._chunks and self._committed and chunk.row(self._executed) > self._committed:
