@@ -1,117 +1,45 @@
 """Soak test of the server: many clients, good and bad, for minutes, against a real process.
 
-Sixteen clients mix valid observations (websocket, HTTP with msgpack and with JSON) with malformed
-and oversized frames, contract violations, disconnects in the middle of a request and slow peers.
-Each reply to a valid observation must be its own: the policy's actions are a function of images,
-state and seed. Exits with 1 when a reply was wrong or missing, when the server failed, or when its
-memory grew by more than 5 % after a warm-up of the same mix: medians of the first and last fifth of
-the run are compared, because what is in flight comes and goes.
+32 clients mix valid observations (websocket, HTTP with msgpack and with JSON) with malformed and
+oversized frames, contract violations, disconnects in the middle of a request and slow peers. Each
+reply to a valid observation must be its own: the policy's actions are a function of images, state
+and seed. Then a server whose batches take 25 ms gets SIGTERM while all clients ask: whatever it had
+accepted must be answered.
 
-    python benchmarks/soak.py [--clients 16] [--requests 100000] [--seed 0] [--output FILE]
+Exits with 1 when a reply was wrong or missing, when the server failed, when SIGTERM lost a request,
+or when memory grew by more than 5 % after a warm-up of the same mix: medians of the first and last
+fifth of the run are compared, because what is in flight comes and goes.
+
+    python benchmarks/soak.py [--clients 32] [--requests 100000] [--seed 0] [--output FILE]
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import os
-import subprocess
 import tempfile
 import time
-import zlib
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
 import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
 from soak_clients import Case, Client, Tally
+from soak_server import OwnActions, ServerProcess
+from soak_sigterm import terminate_under_load
 from tqdm import tqdm
 
-from reflexarc.contract import ActionChunk, Observation
-from reflexarc.server import NullPolicy, PolicyServer, PolicyService
-from reflexarc.server.lifecycle import open_port
+from reflexarc.contract import Observation
 
 MEMORY_GROWTH_PERCENT = 5.0
 CASES = 48
 WARM_UP_SHARE = 0.2
 MEMORY_SAMPLES = 100
 SHOWN_FAULTS = 10
-
-
-class OwnActions(NullPolicy):
-    """Each observation has actions of its own, drawn from a hash of images, state and seed."""
-
-    def infer(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        return [self._own(observation) for observation in observations]
-
-    def _own(self, observation: Observation) -> ActionChunk:
-        assert observation.seed is not None
-        checksum = zlib.crc32(observation.state.tobytes(), observation.seed)
-        for name in self.contract.camera_names:
-            checksum = zlib.crc32(observation.images[name].tobytes(), checksum)
-        (chunk,) = super().infer([replace(observation, seed=checksum)])
-        return replace(chunk, seed=observation.seed)
-
-
-def serve(port: Connection, log: Path) -> None:
-    """The server process: serves until SIGTERM, its log in a file."""
-    logging.basicConfig(filename=log, level=logging.WARNING)
-    listener = open_port("127.0.0.1", 0)
-    port.send(listener.getsockname()[1])
-    PolicyServer(PolicyService(OwnActions)).run([listener])
-
-
-class ServerProcess:
-    """The server while the ``with`` block runs; ``failures`` after it says how it ended."""
-
-    def __init__(self, log: Path) -> None:
-        self._log = log
-        self.failures: list[str] = []
-
-    def __enter__(self) -> ServerProcess:
-        context = multiprocessing.get_context("spawn")
-        here, there = context.Pipe()
-        self._process = context.Process(target=serve, args=(there, self._log), daemon=True)
-        self._process.start()
-        self.address = f"127.0.0.1:{here.recv()}"
-        while self.alive() and not self._ready():
-            time.sleep(0.05)
-        return self
-
-    def _ready(self) -> bool:
-        return httpx.get(f"http://{self.address}/readyz", trust_env=False).status_code == 200
-
-    def alive(self) -> bool:
-        return self._process.is_alive()
-
-    def memory(self) -> float:
-        """Resident MB."""
-        assert self._process.pid is not None
-        status = Path(f"/proc/{self._process.pid}/statm")
-        if status.is_file():
-            return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-        asked = ["ps", "-o", "rss=", "-p", str(self._process.pid)]
-        kilobytes = subprocess.run(asked, capture_output=True, check=False).stdout
-        return int(kilobytes or 0) * 1024 / 1e6
-
-    def __exit__(self, *_: object) -> None:
-        if not self.alive():
-            self.failures.append(f"the server ended with {self._process.exitcode} by itself")
-        self._process.terminate()
-        self._process.join(60)
-        if self._process.exitcode != 0:
-            self.failures.append(f"the server's exit code is {self._process.exitcode}, 0 was due")
-            self._process.kill()
-        lines = self._log.read_text().splitlines() if self._log.exists() else []
-        self.failures += [line for line in lines if line.startswith("ERROR")]
 
 
 def make_cases(seed: int) -> list[Case]:
@@ -188,6 +116,11 @@ def broken_bounds(summary: dict[str, Any]) -> list[str]:
         for name in ("wrong", "unanswered", "server_failures")
         if summary[name]
     ]
+    broken += [
+        f"SIGTERM: {name}: {summary['sigterm'][name]}, 0 allowed"
+        for name in ("lost", "wrong", "server_failures")
+        if summary["sigterm"][name]
+    ]
     growth = summary["memory_growth_percent"]
     if growth > MEMORY_GROWTH_PERCENT:
         broken.append(f"memory grew by {growth} %, {MEMORY_GROWTH_PERCENT} % allowed")
@@ -208,7 +141,7 @@ def show(summary: dict[str, Any]) -> None:
 
 
 def main(
-    clients: Annotated[int, typer.Option(help="Peers at once.", min=1, max=60)] = 16,
+    clients: Annotated[int, typer.Option(help="Peers at once.", min=1, max=60)] = 32,
     requests: Annotated[int, typer.Option(help="After the warm-up.", min=100)] = 100_000,
     seed: Annotated[int, typer.Option(help="Of what the clients do.", min=0)] = 0,
     output: Annotated[Path, typer.Option(help="The summary as JSON.")] = Path("outputs/soak.json"),
@@ -217,12 +150,14 @@ def main(
     # The client library logs a traceback when this script cuts its own connections, as it must.
     logging.getLogger("websockets.client").setLevel(logging.CRITICAL + 1)
     cases, started = make_cases(seed), time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        with ServerProcess(Path(folder) / "server.log") as server:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with ServerProcess(folder) as server:
             warm_up = max(2000, round(WARM_UP_SHARE * requests))
             storm(server, cases, clients, warm_up, seed + 1, "warm-up")
             tally, memory = storm(server, cases, clients, requests, seed, "soak")
         summary = summarise(tally, memory, server.failures)
+        summary["sigterm"] = terminate_under_load(folder, cases, clients)
     summary = {"clients": clients, "seed": seed, **summary}
     summary["seconds"] = round(time.perf_counter() - started, 1)
     summary["broken_bounds"] = broken_bounds(summary)

@@ -132,7 +132,7 @@ odd_maps = st.sampled_from(
         {"encoded": '{"encoded": "{}"}'},
         {"": {"": {"": []}}},
     ]
-)
+).map(copy.deepcopy)  # a value that is damaged further is damaged in place
 plain = st.recursive(
     st.one_of(scalars, odd_maps),
     lambda inner: st.one_of(

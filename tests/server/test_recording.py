@@ -291,3 +291,28 @@ def test_episodes_are_replayed_in_sessions_of_their_own(
     assert "not compared: 2 (the recording lacks earlier requests" in result.output
     assert len(policy.begun) == 2 and not policy.begun & {"a", "b", None}
     assert policy.begun <= set(policy.ended)
+
+
+def test_serve_policy_records_until_it_ends(
+    tmp_path: Path, make_observation: MakeObservation
+) -> None:
+    serve = "from reflexarc.cli.main import serve_policy; serve_policy()"
+    command = [sys.executable, "-c", serve, "--policy", "random", "--port", "0"]
+    process = subprocess.Popen(
+        [*command, "--record", tmp_path / "recording", "--record-limit-mb", "10"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    lines = [process.stdout.readline()]
+    while "Ready" not in lines[-1] and lines[-1]:
+        lines.append(process.stdout.readline())
+    url = next(word for line in lines for word in line.split() if word.startswith("ws://"))
+    with PolicyClient(url) as client:
+        answered = [client.infer(make_observation(seed=seed)).actions for seed in range(3)]
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    (segment,) = segments(tmp_path / "recording")
+    assert index_path(segment).exists()
+    recorded = [exchange.actions for exchange in read(tmp_path / "recording")]
+    np.testing.assert_array_equal(recorded, answered)

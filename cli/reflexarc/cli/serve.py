@@ -80,6 +80,16 @@ def serve(
             max=2**53,
         ),
     ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep the newest requests and answers there, for reflexarc query --replay.",
+        ),
+    ] = None,
+    record_limit_mb: Annotated[
+        float, typer.Option(help="Of that directory; the oldest segment goes first.", min=1)
+    ] = 1024,
     page_hosts: Annotated[
         list[str] | None,
         typer.Option(
@@ -95,8 +105,10 @@ def serve(
 ) -> None:
     """Serve a policy as action chunks until Ctrl-C or SIGTERM."""
     require("serve-policy", "server", "fastapi", "uvicorn")
+    from reflexarc.server.inference import handshake
     from reflexarc.server.lifecycle import PolicyServer, open_port
     from reflexarc.server.logs import configure_logging
+    from reflexarc.server.recording import Recorder
     from reflexarc.server.service import PolicyService
 
     configure_logging(log_format.value)
@@ -106,6 +118,7 @@ def serve(
         )
     else:
         source = _without_checkpoint(policy, policy_config, contract, device, denoising_steps)
+    recorder = None if record is None else Recorder(record, limit_mb=record_limit_mb)
     listener = open_port(host, port)
     address = _address(host, int(listener.getsockname()[1]))
     on_device = f" on {source.device}" if source.device else ""
@@ -118,14 +131,23 @@ def serve(
         f"  reflexarc eval libero --server ws://{address} --suite libero_object --tasks 0\n"
         f"See what it does: http://{address}/"
     )
-    service = PolicyService(source.load, default_seed=seed, max_batch=max_batch)
+    service = PolicyService(
+        source.load,
+        default_seed=seed,
+        max_batch=max_batch,
+        listeners=() if recorder is None else (recorder,),
+    )
 
     def announce() -> None:
         if source.contract is None:
             typer.echo(f"Contract: {describe(service.inference.contract)}")
+        if recorder is not None:
+            recorder.start(handshake(service.inference))
         _announce_ready()
 
     PolicyServer(service, on_ready=announce, page_hosts=page_hosts or ()).run([listener])
+    if recorder is not None:
+        recorder.close()
     if service.load_error is not None:
         raise service.load_error
 
