@@ -44,6 +44,7 @@ test-browser: system install
 
 fuzz: install
 	$(BIN)/python -m tests.contract.fuzz_codec --frames 1000000
+	FUZZ_EXAMPLES=5000 $(BIN)/pytest tests/server/test_fuzz_routes.py
 
 soak: system install
 	$(BIN)/python benchmarks/soak.py
@@ -51,6 +52,9 @@ soak: system install
 bench: system install
 	$(BIN)/python benchmarks/simulator_steps.py
 	$(BIN)/python benchmarks/round_trip.py
+	$(BIN)/python benchmarks/batching.py
+	$(BIN)/python benchmarks/deadlines.py
+	$(BIN)/python benchmarks/demo_checkpoint_clients.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

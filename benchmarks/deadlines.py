@@ -86,7 +86,7 @@ def report(result: dict[str, Any], deadlines: list[float]) -> dict[str, Any]:
         f"25 ms a batch of at most {MAX_BATCH}, Poisson arrivals at {result['rate']:.0f}/s "
         f"({LOAD:.0%} of {capacity['throughput']:.0f}/s in a closed loop; the load generator "
         f"alone reaches {capacity['generator_ceiling']:.0f}/s); {describe_machine()}.\n\n"
-        "| deadline ms | greedy in time/s | ours in time/s | greedy, share | ours, share | ratio |\n"
+        "| deadline ms | greedy in time/s | ours in time/s | greedy share | ours share | ratio |\n"
         "|---:|---:|---:|---:|---:|---:|"
     )
     rows = []
