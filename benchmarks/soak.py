@@ -102,6 +102,7 @@ def summarise(tally: Tally, memory: list[float], failures: list[str]) -> dict[st
         "memory_start_mb": round(start, 1),
         "memory_end_mb": round(end, 1),
         "memory_most_mb": round(max(memory), 1),
+        "memory_mb": [round(megabytes, 1) for megabytes in memory],
         "memory_growth_percent": round(100 * (end / start - 1), 2),
         "websocket_median_ms": round(float(median), 2),
         "websocket_p99_ms": round(float(p99), 2),
@@ -132,7 +133,7 @@ def show(summary: dict[str, Any]) -> None:
     for name, value in summary.items():
         if isinstance(value, dict):
             value = ", ".join(f"{key} {count}" for key, count in value.items())
-        if name != "faults":
+        if name not in ("faults", "memory_mb"):
             table.add_row(name.replace("_", " "), str(value))
     console = Console()
     console.print(table)

@@ -247,6 +247,23 @@ def test_bytes_that_are_no_http(whole: bytes, server: BackgroundServer, alarm: A
     still_answers(server)
 
 
+def test_a_ping_after_a_refusal_is_left_without_answer(
+    server: BackgroundServer, alarm: Alarm
+) -> None:
+    hello = packed({"type": "hello", "payload": {"protocol_version": 99}, "seq": 0})
+    upgrade = UPGRADE.partition(b"\x82")[0].replace(b"/v1/policy", b"/vla-eval")
+    with socket.create_connection((server.host, server.port), timeout=10) as peer:
+        peer.sendall(upgrade)
+        assert b"101" in peer.recv(4096)
+        peer.sendall(bytes((0x82, 0x80 | len(hello))) + bytes(4) + hello)
+        assert b"vla-eval" in peer.recv(4096)  # the close frame, with its reason
+        peer.sendall(b"\x89\x80" + bytes(4))  # a ping
+        peer.shutdown(socket.SHUT_WR)
+        assert read_all(peer) == b""
+    still_answers(server)
+    assert not alarm.raised
+
+
 def read_all(peer: socket.socket) -> bytes:
     received = b""
     try:

@@ -192,6 +192,12 @@ class PolicyWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtocol
             self._channel.closed()
             self._channel = None
 
+    def handle_ping(self) -> None:
+        if self.close_sent:
+            self.conn.data_to_send()  # the way out is closed: no pong goes there any more
+        else:
+            super().handle_ping()
+
     def handle_parser_exception(self) -> None:
         if self.close_sent:
             return  # what still comes is dropped
