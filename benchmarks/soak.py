@@ -38,6 +38,7 @@ from reflexarc.contract import Observation
 MEMORY_GROWTH_PERCENT = 5.0
 CASES = 48
 WARM_UP_SHARE = 0.2
+LEAST_WARM_UP = 8000  # fills what is bounded, as the images of sessions that a status page shows
 MEMORY_SAMPLES = 100
 SHOWN_FAULTS = 10
 
@@ -154,7 +155,7 @@ def main(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with ServerProcess(folder) as server:
-            warm_up = max(2000, round(WARM_UP_SHARE * requests))
+            warm_up = max(LEAST_WARM_UP, round(WARM_UP_SHARE * requests))
             storm(server, cases, clients, warm_up, seed + 1, "warm-up")
             tally, memory = storm(server, cases, clients, requests, seed, "soak")
         summary = summarise(tally, memory, server.failures)
