@@ -20,6 +20,10 @@ FloatArray = npt.NDArray[np.float64]
 _OPEN_HALF_GAP = 0.0385
 _WIDEST_PINCH = 0.072
 _FLAT_OBJECT = 0.06
+# Obstacle points that it takes to change sides. A bowl that stands free can be taken on either
+# side; chosen by chance, half of a task's demonstrations would reach left and half right of it,
+# and a policy with little noise in its sampler learns their middle, where nothing can be gripped.
+_OTHER_SIDE = 15.0
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class Grasp:
 def plan_grasp(scene: Scene, name: str) -> Grasp:
     """The grasp with the fewest obstacle points in the way of the fingers and hand.
 
-    Objects that are too wide to pinch in every direction are taken by their rim.
+    Objects that are too wide to pinch in every direction are taken by their rim, on the side of
+    positive y (the robot's left) unless that is blocked.
     """
     points = scene.visible_points(name)
     obstacles = scene.obstacle_points(exclude=(name,))
@@ -95,7 +100,8 @@ def _rim_grasps(points: FloatArray, obstacles: FloatArray) -> list[tuple[float, 
         center = middle + (radius - 0.003) * outward
         center[2] = grip
         hits = _points_in_the_way(center, yaw, obstacles)
-        candidates.append((hits + 1.0 * abs(yaw), center, float(yaw)))
+        side = 0.0 if outward[1] > -1e-9 else _OTHER_SIDE
+        candidates.append((hits + 1.0 * abs(yaw) + side, center, float(yaw)))
     return candidates
 
 
