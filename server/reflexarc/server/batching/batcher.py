@@ -14,19 +14,11 @@ from reflexarc.server.batching.cost import BatchCost
 from reflexarc.server.batching.execution import run_batch
 from reflexarc.server.batching.pending import Outcome, Pending
 from reflexarc.server.batching.schedule import choose, hold_until, hopeless
+from reflexarc.server.batching.thrift import Thrift
 from reflexarc.server.inference import Inference
 from reflexarc.server.worker import Worker
 
 logger = logging.getLogger(__name__)
-# A policy that calls itself cheap runs on the event loop once so many batches in a row took less
-# than this; the hand-over to a thread and back costs about as much.
-_CHEAP_SECONDS = 0.0005
-_CHEAP_RUNS = 8
-# It is not cheap any more after one that took longer than this, and has to show it at length.
-_DEAR_SECONDS = 0.005
-_CHEAP_RUNS_AGAIN = 256
-
-
 class Batcher:
     """Every waiting request becomes part of one batch, in the order of urgency.
 
@@ -49,8 +41,7 @@ class Batcher:
         self._ends_at: float | None = None  # of the batch that runs, as expected
         self._could_run_since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._says_it_is_cheap = bool(getattr(inference, "cheap", False))
-        self._cheap_runs_left = _CHEAP_RUNS
+        self._thrift = Thrift(bool(getattr(inference, "cheap", False)))
         self.arrivals = Arrivals()
         self.cost = BatchCost()
 
@@ -62,7 +53,7 @@ class Batcher:
     def submit(self, pending: Pending) -> None:
         """Answer a request when its turn comes; its ``deliver`` is called exactly once."""
         self.arrivals.asked(pending.peer, pending.received)
-        if self._runs_inline():
+        if self._thrift.is_cheap and self._ends_at is None and not self._waiting:
             self._run_inline(pending)
             return
         self._waiting.append(pending)
@@ -136,7 +127,7 @@ class Batcher:
     def _finished(self, rows: int, handed_over: float, seconds: float) -> None:
         self.cost.observe(rows, time.perf_counter() - handed_over)
         self._ends_at = None
-        self._note_cheapness(seconds)
+        self._thrift.note(seconds)
         if len(self._waiting) >= self._max_batch:
             self.schedule()
         else:
@@ -144,27 +135,10 @@ class Batcher:
             # who may ask again soon.
             self._loop.call_soon(self.schedule)
 
-    def _runs_inline(self) -> bool:
-        return (
-            self._says_it_is_cheap
-            and self._cheap_runs_left <= 0
-            and self._ends_at is None
-            and not self._waiting
-        )
-
     def _run_inline(self, pending: Pending) -> None:
         started = time.perf_counter()
         run_batch(self._inference, [pending], self._deliver)
-        self._note_cheapness(time.perf_counter() - started)
-
-    def _note_cheapness(self, seconds: float) -> None:
-        if seconds <= _CHEAP_SECONDS:
-            self._cheap_runs_left -= self._cheap_runs_left > 0
-        elif seconds > _DEAR_SECONDS or self._cheap_runs_left > 0:
-            self._cheap_runs_left = max(
-                self._cheap_runs_left,
-                _CHEAP_RUNS_AGAIN if self._cheap_runs_left <= 0 else _CHEAP_RUNS,
-            )
+        self._thrift.note(time.perf_counter() - started)
 
 
 def _stale(pending: Pending) -> StaleReplyError:
