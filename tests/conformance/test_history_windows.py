@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from policies.common import TinyConfig
 from policies.echo import EchoPolicy
 
-from reflexarc.client import RecedingHorizonExecutor
+from reflexarc.client import (
+    EXECUTORS,
+    ExecutorName,
+    LatencyInjected,
+    RecedingHorizonExecutor,
+    RobotGuard,
+    make_executor,
+)
 from reflexarc.contract import (
     ActionChunk,
     Camera,
@@ -21,7 +28,7 @@ from reflexarc.contract import (
     Observation,
     PolicyContract,
 )
-from reflexarc.contract.errors import HistoryMissingError
+from reflexarc.contract.errors import HistoryMissingError, ServerUnavailableError
 from reflexarc.contract.policy_contract import History, StateSpec, libero_action
 from reflexarc.policy.checkpoint import LoadedPolicy
 from reflexarc.policy.processing import Processor
@@ -200,6 +207,70 @@ def test_another_instruction_embeds_frames_anew() -> None:
     assert "states" not in raised.value.message  # they do not depend on the task
     rows = (HistoryRow(2, np.array([2.0]), image(2)),)
     runtime.infer([observe(3, instruction="stop", history=rows)])
+
+
+class Failing(Unreliable):
+    """Besides, loses the requests or the replies of the given numbers on the way."""
+
+    def __init__(
+        self, runtime: PolicyRuntime, losses: set[int], requests: set[int], replies: set[int]
+    ) -> None:
+        super().__init__(runtime, losses)
+        self.asked, self.lost_requests, self.lost_replies = 0, requests, replies
+
+    def infer(self, observation: Observation) -> ActionChunk:
+        number, self.asked = self.asked, self.asked + 1
+        if number in self.lost_requests:
+            raise ServerUnavailableError("lost on the way there")
+        chunk = super().infer(observation)
+        if number in self.lost_replies:
+            raise ServerUnavailableError("lost on the way back")
+        return chunk
+
+
+numbers = st.sets(st.integers(0, 30), max_size=4)
+
+
+@pytest.mark.parametrize("name", EXECUTORS)
+@settings(max_examples=25, deadline=None)
+@given(
+    history=histories,
+    replan=st.integers(1, 8),
+    latency=st.integers(0, 300),
+    jitter=st.integers(0, 200),
+    losses=numbers,
+    requests=numbers,
+    replies=numbers,
+)
+def test_late_and_lost_answers_leave_the_window_whole(
+    name: ExecutorName,
+    history: History,
+    replan: int,
+    latency: int,
+    jitter: int,
+    losses: set[int],
+    requests: set[int],
+    replies: set[int],
+) -> None:
+    runtime, policy = make_runtime(history)
+    server = Failing(runtime, losses, requests, replies)
+    without_prefix = LatencyInjected(server, latency, jitter, in_steps=True)
+    guard = RobotGuard(server.contract, max_age_steps=10**6)
+    executor = make_executor(name, without_prefix, replan, guard)
+    if name == "real_time_chunking":  # this policy takes no prefix
+        executor._request = lambda observation: observation  # type: ignore[method-assign]
+    for step in range(60):
+        executor.next_action(lambda step=step: observe(step, step_index=None))
+    assert policy.seen
+    for window, valid in policy.seen:
+        step = int(window["step"][0, -1])
+        frames, states, expected = sliced(history, step)
+        assert window["step"][0].tolist() == frames
+        assert window["state"][0, :, 0].tolist() == states
+        assert valid[0].tolist() == expected
+    lost = (requests | replies) & set(range(server.asked))
+    assert guard.counts["disconnected"] <= len(lost)
+    assert bool(lost) == bool(guard.counts["disconnected"]) or latency + jitter > 0
 
 
 def test_sessions_leave_by_age_and_by_number() -> None:

@@ -50,7 +50,9 @@ class HistoryRecorder:
     def request(self, observation: Observation) -> Observation:
         """The observation with all that the latest request could not bring."""
         goal = None if self._same_goal(observation) else observation.goal_image
-        return replace(observation, history=tuple(self._unsent), goal_image=goal)
+        oldest = (observation.step_index or 0) - self._history.span
+        rows = tuple(row for row in self._unsent if row.step_index >= oldest)
+        return replace(observation, history=rows, goal_image=goal)
 
     def whole(self, observation: Observation) -> Observation:
         """The observation with every row that this or a later window reaches."""
