@@ -159,6 +159,27 @@ def test_the_age_in_milliseconds_counts_on_the_clock(observe: MakeObservation) -
         assert guard.counts["stale_chunk"] == 1 and policy.asked == 2
 
 
+def test_the_age_begins_when_the_cameras_are_read() -> None:
+    guard = RobotGuard(CONTRACT, max_age_ms=100)
+
+    def slow_look() -> Observation:
+        time.sleep(0.12)
+        return look()
+
+    with RecedingHorizonExecutor(Steady(), 10, guard) as executor:
+        assert all(is_safe(executor.next_action(slow_look)) for _ in range(2))
+    assert guard.counts["stale_chunk"] == 2
+
+
+def test_a_robot_that_cannot_stand_still_is_driven_without_a_guard_alone() -> None:
+    action = CONTRACT.action.model_copy(update={"low": (0.1,) * 6 + (-1.0,)})
+    policy = Steady()
+    policy.contract = CONTRACT.model_copy(update={"action": action})
+    with pytest.raises(ConfigError, match="safe action"):
+        RobotGuard(policy.contract)
+    assert RecedingHorizonExecutor(policy, 5).next_action(look).tolist() == [1.0] * 7
+
+
 @pytest.mark.parametrize("name", ["receding_horizon", "asynchronous"])
 def test_a_stop_lasts_until_it_is_released(name: ExecutorName) -> None:
     policy = Steady()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, TimeoutError
 from contextlib import suppress
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from reflexarc.contract import ActionChunk, Observation, PolicyContract
 
@@ -109,11 +109,12 @@ class BackgroundAsker:
     """Asks from one thread of its own, so that the robot's loop never waits for an answer."""
 
     def __init__(self) -> None:
-        self._questions: queue.SimpleQueue[tuple[Answer, Question] | None] = queue.SimpleQueue()
+        self._questions: _Questions = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def ask(self, question: Question, step: int) -> Answer:
         if self._thread is None or not self._thread.is_alive():
+            self._questions = queue.SimpleQueue()  # one that was closed may still end its last
             # A daemon: a server that never answers must not keep the program from ending.
             self._thread = threading.Thread(
                 target=_answer_all, args=(self._questions,), name="chunk-asker", daemon=True
@@ -133,7 +134,10 @@ class BackgroundAsker:
             self._thread = None
 
 
-def _answer_all(questions: queue.SimpleQueue[tuple[Answer, Question] | None]) -> None:
+_Questions: TypeAlias = "queue.SimpleQueue[tuple[Answer, Question] | None]"
+
+
+def _answer_all(questions: _Questions) -> None:
     while (item := questions.get()) is not None:
         answer, question = item
         answer.run(question)

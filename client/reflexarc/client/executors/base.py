@@ -50,7 +50,7 @@ class _UnderWay:
     observation: Observation
     step: int
     executed: int
-    asked_ms: float
+    seen_ms: float
 
 
 class ChunkExecutor(ABC):
@@ -168,7 +168,8 @@ class ChunkExecutor(ABC):
             self._collect()
         may_ask = self.guard.stopped is None and self._under_way is None
         if may_ask and self._is_due():
-            self._ask(observe())
+            seen_ms = self._asker.now_ms(self._step)  # cameras may be slow
+            self._ask(observe(), seen_ms)
             self._collect()
         else:
             self._look(observe, observe_state)
@@ -181,13 +182,12 @@ class ChunkExecutor(ABC):
         self._executed += 1
         return self.guard.execute(planned, self._step)
 
-    def _ask(self, observation: Observation) -> None:
+    def _ask(self, observation: Observation, seen_ms: float) -> None:
         if observation.step_index is None:
             observation = replace(observation, step_index=self._step)
         self._step, self._since_ask = observation.step_index or 0, 0
-        asked_ms = self._asker.now_ms(self._step)
         answer = self._asker.ask(self._question(self._request(observation)), self._step)
-        self._under_way = _UnderWay(answer, observation, self._step, self._executed, asked_ms)
+        self._under_way = _UnderWay(answer, observation, self._step, self._executed, seen_ms)
         patience = self._patience_ms()
         if patience is not None:
             answer.wait(patience / 1000)
@@ -237,7 +237,7 @@ class ChunkExecutor(ABC):
     def _receive(self, request: _UnderWay, chunk: ActionChunk) -> None:
         self.latencies_ms.append(request.answer.milliseconds)
         self.delays.append(self._step - request.step)
-        held = HeldChunk(chunk.actions, request.step, request.executed, request.asked_ms)
+        held = HeldChunk(chunk.actions, request.step, request.executed, request.seen_ms)
         self._take(held)
 
     def _drop_all(self) -> None:
@@ -250,7 +250,7 @@ class ChunkExecutor(ABC):
     def _drop_stale(self) -> None:
         now = self._asker.now_ms(self._step)
         for chunk in list(self._chunks):
-            age_steps, age_ms = self._step - chunk.step, now - chunk.asked_ms
+            age_steps, age_ms = self._step - chunk.step, now - chunk.seen_ms
             if self.guard.is_stale(age_steps, age_ms):
                 self._chunks.remove(chunk)
                 self.guard.stale(self._step, age_steps, age_ms)

@@ -27,13 +27,13 @@ class HeldChunk:
         step: control step of its observation.
         executed: actions executed before its observation; its first action is the one that
             follows them.
-        asked_ms: when it was asked for, on the asker's clock.
+        seen_ms: when its observation was begun, on the asker's clock.
     """
 
     actions: FloatArray
     step: int
     executed: int
-    asked_ms: float
+    seen_ms: float
 
     def row(self, executed: int) -> int:
         """Index of the action to execute after ``executed`` actions; may be past the end."""
