@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from reflexarc.cli.main import app
 from reflexarc.client import HttpPolicyClient, PolicyClient
 from reflexarc.client.replay import open_recording, replay
-from reflexarc.contract import ActionChunk, Observation
+from reflexarc.contract import ActionChunk, Observation, pack, unpack
 from reflexarc.contract.errors import (
     ConfigError,
     ContractViolationError,
@@ -28,7 +28,7 @@ from reflexarc.contract.errors import (
     InferenceError,
 )
 from reflexarc.contract.policy_contract import History
-from reflexarc.contract.recording import RecordedExchange, index_path, segments
+from reflexarc.contract.recording import RecordedExchange, index_path, pack_in_parts, segments
 from reflexarc.server import BackgroundServer, NullPolicy, libero_contract
 from reflexarc.server.exchange import Exchange
 from reflexarc.server.inference import handshake
@@ -161,6 +161,36 @@ def test_a_killed_writer_leaves_every_whole_frame(
     assert [path.name for path in segments(tmp_path)] == ["000001.frames", "000002.frames"]
     assert index_path(segments(tmp_path)[0]).exists()
     assert len(read(tmp_path)) == len(seeds) + 1
+
+
+def test_a_message_in_parts_is_the_same_message() -> None:
+    message = {
+        "list": [{"image": np.arange(3 * 64 * 64, dtype=np.uint8).reshape(64, 64, 3)}, None],
+        "turned": np.arange(64 * 64, dtype=np.float64).reshape(64, 64).T,
+        "small": np.arange(7, dtype=np.float32),
+        "nothing": {},
+        "text": "x",
+        "number": 2**62,
+    }
+    joined = b"".join(pack_in_parts(message))
+    assert_same(unpack(joined), message)
+    assert_same(unpack(joined), unpack(pack(message)))
+
+
+def assert_same(found: object, expected: object) -> None:
+    if isinstance(expected, dict):
+        assert isinstance(found, dict) and found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert_same(found[key], value)
+    elif isinstance(expected, list):
+        assert isinstance(found, list) and len(found) == len(expected)
+        for mine, theirs in zip(found, expected, strict=True):
+            assert_same(mine, theirs)
+    elif isinstance(expected, np.ndarray):
+        assert isinstance(found, np.ndarray) and found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
+    else:
+        assert found == expected
 
 
 def test_the_oldest_segment_goes_first(tmp_path: Path, make_observation: MakeObservation) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,6 +30,9 @@ from reflexarc.contract.messages import Observation
 MAGIC = b"RXFRAME1"
 MAX_RECORD_BYTES = 4 * MAX_FRAME_BYTES  # images that came compressed are recorded decoded
 _FRAME = struct.Struct(">II")
+_LARGE_BYTES = 4096
+_PARTS_AT_ONCE = 512  # IOV_MAX is 1024 on Linux and macOS
+Buffer = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,44 @@ class RecordedExchange:
             raise CodecError(f"a recorded request cannot be read: {error!r}") from error
 
 
+def pack_in_parts(message: Mapping[str, Any]) -> list[Buffer]:
+    """What ``pack`` gives, as pieces of which the large ones are the arrays themselves.
+
+    Who writes them down copies nothing, and holds up no other thread for long.
+    """
+    parts: list[Buffer] = []
+    small = bytearray()
+
+    def put(value: Any) -> None:
+        nonlocal small
+        if isinstance(value, np.ndarray) and value.nbytes >= _LARGE_BYTES:
+            small += b"\x84" + pack(b"__ndarray__") + pack(True) + pack(b"data")
+            small += b"\xc6" + value.nbytes.to_bytes(4, "big")
+            parts.extend((small, np.ascontiguousarray(value).reshape(-1).view(np.uint8).data))
+            small = bytearray()
+            small += pack(b"dtype") + pack(value.dtype.str)
+            small += pack(b"shape") + pack(list(value.shape))
+        elif isinstance(value, Mapping):
+            small += b"\xdf" + len(value).to_bytes(4, "big")
+            for key, item in value.items():
+                small += pack(key)
+                put(item)
+        elif isinstance(value, list):
+            small += b"\xdd" + len(value).to_bytes(4, "big")
+            for item in value:
+                put(item)
+        else:
+            small += pack(value)
+
+    put(message)
+    return [*parts, small]
+
+
+def size_of(parts: Sequence[Buffer]) -> int:
+    """Bytes of a message in parts."""
+    return sum(map(len, parts))
+
+
 class SegmentWriter:
     """One segment being written. A new file; an existing one is never opened for writing.
 
@@ -105,20 +146,29 @@ class SegmentWriter:
         self._offsets: list[int] = []
         # Unbuffered: what was written is the kernel's, whatever becomes of this process.
         self._file: BinaryIO = path.open("xb", buffering=0)
-        self._put(MAGIC)
-        self.write(pack(dict(header)))
+        self._put([MAGIC])
+        self.write([pack(dict(header))])
 
-    def write(self, payload: bytes) -> None:
-        """Append one frame. Raises OSError."""
+    def write(self, parts: Sequence[Buffer]) -> None:
+        """Append one frame, of :func:`pack_in_parts`. Raises OSError."""
         self._offsets.append(self.bytes)
-        self._put(_FRAME.pack(len(payload), zlib.crc32(payload)) + payload)
+        checksum = 0
+        for part in parts:
+            checksum = zlib.crc32(part, checksum)
+        self._put([_FRAME.pack(size_of(parts), checksum), *parts])
 
-    def _put(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:  # an unbuffered file may take less than it is given
-            written = self._file.write(view)
+    def _put(self, parts: Sequence[Buffer]) -> None:
+        left = [memoryview(part) for part in parts]
+        while left:  # an unbuffered file may take less than it is given
+            if hasattr(os, "writev"):
+                written = os.writev(self._file.fileno(), left[:_PARTS_AT_ONCE])
+            else:  # Windows
+                written = self._file.write(left[0])
             self.bytes += written
-            view = view[written:]
+            while left and written >= len(left[0]):
+                written -= len(left.pop(0))
+            if left:
+                left[0] = left[0][written:]
 
     def close(self) -> None:
         """Close the segment and write its index."""

@@ -7,18 +7,21 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reflexarc.contract import ReflexarcError, pack
+from reflexarc.contract import ReflexarcError
 from reflexarc.contract.errors import ConfigError
 from reflexarc.contract.recording import (
+    Buffer,
     RecordedExchange,
     SegmentWriter,
     index_path,
+    pack_in_parts,
     scan_offsets,
     segments,
+    size_of,
     write_index,
 )
 from reflexarc.server.exchange import Exchange
@@ -128,14 +131,14 @@ class Recorder:
 
     def _write(self, exchange: Exchange, dropped_before: int) -> None:
         try:
-            payload = pack(_recorded(exchange, dropped_before).to_wire())
+            parts = pack_in_parts(_recorded(exchange, dropped_before).to_wire())
         except ReflexarcError as error:
             logger.warning("a request was not recorded: %s", error.message)
             return
-        if self._writer.write(payload, self._header):
+        if self._writer.write(parts, self._header):
             self.written += 1
         else:
-            logger.warning("a request of %d bytes is above the limit", len(payload))
+            logger.warning("a request of %d bytes is above the limit", size_of(parts))
             self.dropped += 1
 
 
@@ -181,19 +184,18 @@ class _Writer:
             if not index_path(path).exists():  # its writer was killed
                 _index(path)
 
-    def write(self, payload: bytes, header: Mapping[str, Any]) -> bool:
+    def write(self, parts: Sequence[Buffer], header: Mapping[str, Any]) -> bool:
         """Append a frame; False where it is above the limit by itself. Raises OSError."""
-        if self._segment is not None and (
-            self._segment.bytes + len(payload) > self._limit // SEGMENTS
-        ):
+        size = size_of(parts)
+        if self._segment is not None and self._segment.bytes + size > self._limit // SEGMENTS:
             self.close()
         if self._segment is None:
             path = self._directory / f"{self._next:06d}.frames"
             self._next += 1
             self._segment = SegmentWriter(path, header)
-        if not self._make_room(self._segment.bytes + len(payload)):
+        if not self._make_room(self._segment.bytes + size):
             return False
-        self._segment.write(payload)
+        self._segment.write(parts)
         return True
 
     def _make_room(self, needed: int) -> bool:
