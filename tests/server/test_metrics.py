@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from websockets.sync.client import connect
 
 from reflexarc.client import PolicyClient
-from reflexarc.contract import Observation, ReflexarcError, pack
+from reflexarc.contract import ActionChunk, Observation, ReflexarcError, pack
 from reflexarc.server import BackgroundServer, NullPolicy
 from reflexarc.server.exchange import Exchange
 from reflexarc.server.metrics import STAGES, ServerMetrics
@@ -111,7 +111,8 @@ def metrics() -> ServerMetrics:
 
 
 def exchange(timing: Mapping[str, float]) -> Exchange:
-    return Exchange("native", time.time(), timing=timing)
+    chunk = ActionChunk(np.zeros((1, 7), np.float32), seed=1)
+    return Exchange("native", time.time(), chunk=chunk, timing=timing)
 
 
 def test_a_histogram_holds_what_numpy_counts() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from functools import partial
 from typing import Any, Protocol
@@ -25,8 +24,7 @@ from reflexarc.server.http_routes import (
 )
 from reflexarc.server.inference import internal_error
 from reflexarc.server.service import Phase, PolicyService
-
-logger = logging.getLogger(__name__)
+from reflexarc.server.ticket import Ticket
 
 
 class HttpDialect(Protocol):
@@ -91,6 +89,7 @@ def _health(service: PolicyService) -> Response:
 async def _act(request: Request, service: PolicyService) -> Response:
     received = time.perf_counter()
     dialect: HttpDialect = openvla
+    ticket: Ticket | None = None
     try:
         if is_foreign(request):
             return refused_page(request)
@@ -114,13 +113,15 @@ async def _act(request: Request, service: PolicyService) -> Response:
             ticket.bytes_out = len(content)
             return Response(content, media_type=JSON_TYPE)
     except ReflexarcError as error:
-        return _error_response(dialect, error)
+        problem = error
     except Exception:
-        return _error_response(dialect, internal_error("the server failed on a request"))
+        problem = internal_error("the server failed on a request")
+    if ticket is None:
+        service.refused(dialect.NAME, problem, received=received)
+    return _error_response(dialect, problem)
 
 
 def _error_response(dialect: HttpDialect, error: ReflexarcError) -> Response:
     status = status_of(error)
-    logger.warning("HTTP %d: [%s] %s", status, error.code, error.message)
     content = dump(dialect.error_map(error))  # ASCII: a key may hold half of a surrogate pair
     return Response(content, status, retry_header(error), media_type=JSON_TYPE)

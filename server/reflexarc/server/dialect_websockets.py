@@ -56,6 +56,7 @@ class _OpenpiOrStarvla:
     async def answer(self, socket: Peer, frame: bytes | None) -> None:
         received = time.perf_counter()
         message: object = None
+        ticket: Ticket | None = None
         try:
             if frame is None:
                 raise CodecError("a text frame came; send requests as binary msgpack frames")
@@ -72,7 +73,10 @@ class _OpenpiOrStarvla:
                 ticket.bytes_out = len(reply)
                 await socket.send_bytes(reply)
         except ReflexarcError as error:
-            logger.warning("%s: [%s] %s", socket.client, error.code, error.message)
+            if ticket is None:
+                self._service.refused(
+                    openpi.NAME, error, received=received, connection=self._connection
+                )
             if isinstance(message, Mapping) and starvla.speaks(message):
                 reply = pack(starvla.error_reply(error, starvla.request_id_of(message)))
                 await socket.send_bytes(reply)
@@ -152,6 +156,7 @@ class _VlaEval:
     async def answer(self, socket: Peer, frame: bytes | None) -> None:
         received = time.perf_counter()
         seq = 0
+        ticket: Ticket | None = None
         try:
             if frame is None:
                 raise CodecError("a text frame came; send binary msgpack frames")
@@ -177,7 +182,10 @@ class _VlaEval:
                         await self._service.parse(partial(self._session.keep_row, message.payload))
                 await self._send_action(socket, seq)
         except ReflexarcError as error:
-            logger.warning("%s: [%s] %s", socket.client, error.code, error.message)
+            if ticket is None:
+                self._service.refused(
+                    vla_eval.NAME, error, received=received, connection=self.connection
+                )
             await socket.send_bytes(pack(vla_eval.error_reply(error, seq)))
 
     async def _hello(self, socket: Peer, message: vla_eval.Message) -> None:

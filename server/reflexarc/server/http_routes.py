@@ -16,9 +16,12 @@ from reflexarc.contract.codec import MAX_FRAME_BYTES
 from reflexarc.contract.errors import (
     CodecError,
     ContractViolationError,
+    DeadlineExceededError,
     FrameTooLargeError,
     HistoryMissingError,
     NotReadyError,
+    StaleReplyError,
+    TooManyRequestsError,
     UnknownInstructionError,
 )
 from reflexarc.server.dialects import json_http, native
@@ -26,6 +29,7 @@ from reflexarc.server.dialects.json_arrays import parse_json
 from reflexarc.server.inference import handshake, internal_error
 from reflexarc.server.origin import origin_is_foreign
 from reflexarc.server.service import Phase, PolicyService
+from reflexarc.server.ticket import Ticket
 
 logger = logging.getLogger(__name__)
 POLICY_HEADER = "Reflexarc-Policy"
@@ -53,6 +57,7 @@ _ACTIONS_BODY: dict[str, Any] = {
                         "session_id": {"type": "string"},
                         "step_index": {"type": "integer"},
                         "denoising_steps": {"type": "integer"},
+                        "deadline_ms": {"type": "number"},
                         "history": {
                             "type": "array",
                             "items": {
@@ -130,8 +135,12 @@ def http_routes(service: PolicyService) -> APIRouter:
 def status_of(error: ReflexarcError) -> int:
     if isinstance(error, FrameTooLargeError):
         return 413
-    if isinstance(error, HistoryMissingError):
+    if isinstance(error, HistoryMissingError | StaleReplyError):
         return 409
+    if isinstance(error, DeadlineExceededError):
+        return 504
+    if isinstance(error, TooManyRequestsError):
+        return 429
     if isinstance(error, CodecError | ContractViolationError | UnknownInstructionError):
         return 422
     return 503 if isinstance(error, NotReadyError) else 500
@@ -139,7 +148,8 @@ def status_of(error: ReflexarcError) -> int:
 
 def retry_header(error: ReflexarcError) -> dict[str, str] | None:
     """When a client may ask again, where asking again may help."""
-    return {"Retry-After": "1"} if isinstance(error, NotReadyError) else None
+    may_help = isinstance(error, NotReadyError | TooManyRequestsError)
+    return {"Retry-After": "1"} if may_help else None
 
 
 async def _actions(request: Request, service: PolicyService) -> Response:
@@ -147,6 +157,7 @@ async def _actions(request: Request, service: PolicyService) -> Response:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     as_msgpack = content_type in MSGPACK_TYPES
     request_id = None
+    ticket: Ticket | None = None
     try:
         if is_foreign(request):
             return refused_page(request)
@@ -154,7 +165,7 @@ async def _actions(request: Request, service: PolicyService) -> Response:
         body = await read_body(request)
         with service.ticket("http", received=received, bytes_in=len(body)) as ticket:
             value = await service.parse(partial(unpack if as_msgpack else parse_json, body))
-            request_id = native.request_id_of(value)
+            request_id = ticket.request_id = native.request_id_of(value)
             form = Observation.from_wire if as_msgpack else json_http.observation_from_json
             observation = await service.parse(partial(form, value))
             chunk = await service.answer(ticket, observation)
@@ -165,10 +176,12 @@ async def _actions(request: Request, service: PolicyService) -> Response:
             ticket.bytes_out = len(reply)
             return Response(reply, headers=_policy_header(service), media_type=media_type)
     except ReflexarcError as error:
-        return _error_response(error, as_msgpack=as_msgpack, request_id=request_id)
+        problem = error
     except Exception:
-        failure = internal_error("the server failed on a request")
-        return _error_response(failure, as_msgpack=as_msgpack, request_id=request_id)
+        problem = internal_error("the server failed on a request")
+    if ticket is None:
+        service.refused("http", problem, received=received)
+    return _error_response(problem, as_msgpack=as_msgpack, request_id=request_id)
 
 
 def is_foreign(request: Request) -> bool:
@@ -219,7 +232,6 @@ async def _read_whole_body(request: Request) -> bytes:
 def _error_response(
     error: ReflexarcError, *, as_msgpack: bool, request_id: str | None = None
 ) -> Response:
-    logger.warning("HTTP %d: [%s] %s", status_of(error), error.code, error.message)
     content = native.error_map(error, request_id)
     headers = retry_header(error)
     if as_msgpack:

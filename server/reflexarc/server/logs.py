@@ -114,6 +114,8 @@ class RequestLog:
         if exchange.error is not None:
             self._refused(exchange)
             return
+        if exchange.chunk is None:
+            return  # a reset
         self._dialects[exchange.dialect] += 1
         if len(self._totals) < _SAMPLES:
             self._totals.append(total_ms(exchange))

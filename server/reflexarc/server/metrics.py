@@ -115,8 +115,8 @@ class ServerMetrics(Collector):
         self._requests[dialect, code_of(exchange)] += 1
         self._received[dialect] += exchange.bytes_in
         self._sent[dialect] += exchange.bytes_out
-        if exchange.error is not None:
-            return  # a refusal takes no time, and would make answers look quick
+        if exchange.chunk is None:
+            return  # a refusal or reset takes no time, and would make answers look quick
         self._total[dialect].add(total_ms(exchange) / 1000)
         for stage, distribution in self._stages.items():
             spent = stage_ms(exchange.timing, stage)
@@ -164,7 +164,7 @@ class ServerMetrics(Collector):
         yield requests
         for name, text, counts in (
             ("reflexarc_received_bytes", "Size of requests.", self._received),
-            ("reflexarc_sent_bytes", "Size of replies.", self._sent),
+            ("reflexarc_sent_bytes", "Size of answers.", self._sent),
         ):
             sizes = CounterMetricFamily(name, text, labels=["dialect"])
             for dialect, size in counts.items():

@@ -145,7 +145,6 @@ class PolicyService:
                 f"{self._in_flight} requests are waiting already; ask again later"
             )
         if ticket.error is not None:
-            self._listeners(ticket.exchange())
             raise ticket.error
         self._in_flight += 1
         self._idle.clear()
@@ -159,6 +158,20 @@ class PolicyService:
             self._idle.set()
         if self._listeners:
             self._listeners(ticket.exchange())
+
+    def refused(
+        self,
+        dialect: str,
+        error: ReflexarcError,
+        *,
+        received: float,
+        connection: str | None = None,
+        bytes_in: int = 0,
+    ) -> None:
+        """Tell the listeners of a request that was refused before it had a ticket."""
+        ticket = Ticket(dialect, received, connection, bytes_in, self._closed)
+        ticket.error = error
+        self._listeners(ticket.exchange())
 
     def listen(self, listener: Listener) -> None:
         """Tell a listener of every request that finishes from now on."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from reflexarc.contract import ActionChunk, Observation, ReflexarcError
+from reflexarc.contract.errors import InferenceError
 from reflexarc.server.exchange import Exchange, Listener
 
 logger = logging.getLogger(__name__)
@@ -121,6 +122,10 @@ class Ticket:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if isinstance(error, ReflexarcError) and self.error is None:
-            self.error = error
+        if error is not None and self.error is None:
+            self.error = (
+                error
+                if isinstance(error, ReflexarcError)
+                else InferenceError("the request ended without a reply")
+            )
         self.close()

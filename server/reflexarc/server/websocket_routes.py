@@ -87,6 +87,7 @@ class NativeConversation:
     async def answer(self, peer: Peer, frame: bytes | None) -> None:
         received = time.perf_counter()
         request_id: str | None = None
+        ticket: Ticket | None = None
         try:
             if frame is None:
                 raise CodecError("a text frame came; send observations as binary msgpack frames")
@@ -94,7 +95,7 @@ class NativeConversation:
                 native.NAME, received=received, connection=self._connection, bytes_in=len(frame)
             ) as ticket:
                 message = await unpacked(self._service, frame)
-                request_id = native.request_id_of(message)
+                request_id = ticket.request_id = native.request_id_of(message)
                 reply = await self._reply(ticket, message)
                 ticket.bytes_out = len(reply)
                 await peer.send_bytes(reply)
@@ -103,7 +104,10 @@ class NativeConversation:
             problem = error
         except Exception:
             problem = internal_error("the server failed on a request")
-        logger.warning("%s: [%s] %s", peer.client, problem.code, problem.message)
+        if ticket is None:
+            self._service.refused(
+                native.NAME, problem, received=received, connection=self._connection
+            )
         await peer.send_bytes(pack(native.error_map(problem, request_id)))
 
     async def _reply(self, ticket: Ticket, message: object) -> bytes:

@@ -53,7 +53,7 @@ class Seen:
         self.count += 1
         self.refused += exchange.error is not None
         self.at, self.total_ms = now, total_ms(exchange)
-        self.chunk = exchange.chunk or self.chunk
+        self.chunk = self.chunk if exchange.chunk is None else exchange.chunk
         if exchange.observation is not None:
             self._keep(exchange.observation, exchange.bytes_in)
 

@@ -66,6 +66,8 @@ class Timeline:
         if exchange.error is not None:
             second.refused += 1
             return
+        if exchange.chunk is None:
+            return  # a reset
         second.answered += 1
         if len(second.totals) < _SAMPLES:
             second.totals.append(total_ms(exchange))

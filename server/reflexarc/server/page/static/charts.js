@@ -1,5 +1,6 @@
 // Small charts in SVG, drawn at the size of their box. All text is set as text.
 
+const GAP_S = 5; // seconds without an answer that interrupt a curve
 const SVG = "http://www.w3.org/2000/svg";
 
 export function element(name, attributes = {}, text = null) {
@@ -36,16 +37,16 @@ export function shortNumber(value) {
   if (size >= 1e6) return `${(value / 1e6).toFixed(1)}M`;
   if (size >= 1e4) return `${(value / 1e3).toFixed(size >= 1e5 ? 0 : 1)}k`;
   if (size >= 100 || Number.isInteger(value)) return value.toFixed(0);
-  return size >= 10 ? value.toFixed(1) : size >= 1 ? value.toFixed(2) : value.toFixed(3);
+  return size >= 10 ? value.toFixed(1) : String(Number(value.toPrecision(size >= 1 ? 3 : 2)));
 }
 
 export function milliseconds(value) {
   if (value === null || value === undefined || !Number.isFinite(value)) return "–";
-  return value >= 10000 ? `${(value / 1000).toFixed(1)} s` : `${shortNumber(value)} ms`;
+  return value >= 1000 ? `${Number((value / 1000).toFixed(2))} s` : `${shortNumber(value)} ms`;
 }
 
-// Lines over seconds. rows: {at, values: [number | null, ...]}, one curve a value; a second
-// without a value interrupts its curve. Returns what maps a pixel to a row.
+// Lines over seconds. rows: {at, values: [number | null, ...]}, one curve a value. Returns what
+// maps a pixel to a row.
 export function timeChart(box, rows, { now, span, label }) {
   const { svg, width, height } = canvas(box, label);
   const left = 46, right = 10, top = 8, bottom = 20;
@@ -89,7 +90,7 @@ function unbroken(rows, index) {
   let last = null;
   for (const row of rows) {
     if (!Number.isFinite(row.values[index])) continue;
-    if (last === null || row.at - last > 2) runs.push([]);
+    if (last === null || row.at - last > GAP_S) runs.push([]);
     runs[runs.length - 1].push(row);
     last = row.at;
   }

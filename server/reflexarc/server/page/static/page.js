@@ -11,7 +11,14 @@ const KEPT_S = 300;
 
 const at = (id) => document.getElementById(id);
 const SILENT_S = 60;
-const page = { timeline: [], contract: null, contractTag: "", now: 0, chosen: null, shown: "", order: new Map() };
+const OVER_S = 5;
+const page = {
+  timeline: [], contract: null, contractTag: "", now: 0, // as the server said
+  chosen: null, // tag of the session that is shown
+  picked: false, // whether somebody chose it
+  shown: "", // what of it is on the page
+  order: new Map(), // places of sessions in the list
+};
 let readLatency = () => null;
 
 async function ask(path) {
@@ -148,7 +155,10 @@ function showBatches() {
 function showSessions(sessions) {
   at("no-sessions").hidden = sessions.length > 0;
   at("session-list").hidden = sessions.length === 0;
-  if (!sessions.some((session) => session.tag === page.chosen)) page.chosen = sessions[0]?.tag ?? null;
+  const shown = sessions.find((session) => session.tag === page.chosen);
+  const over = shown && !page.picked && shown.age_s >= OVER_S; // its episode: show who asks now
+  if (!shown || over) page.chosen = sessions[0]?.tag ?? null;
+  if (!shown) page.picked = false;
   const focused = document.activeElement?.dataset?.tag;
   at("sessions").replaceChildren(...inOrder(sessions).map(sessionRow));
   if (focused) document.querySelector(`button[data-tag="${CSS.escape(focused)}"]`)?.focus();
@@ -189,6 +199,7 @@ at("sessions").addEventListener("click", async (event) => {
   const tag = event.target?.dataset?.tag;
   if (!tag) return;
   page.chosen = tag;
+  page.picked = true;
   for (const row of at("sessions").children) {
     const here = row.querySelector("button").dataset.tag === tag;
     row.classList.toggle("chosen", here);
@@ -249,10 +260,8 @@ function showActions(actions) {
     const values = actions.map((row) => row[index]);
     const box = element("div", { class: "action" });
     const head = element("p");
-    head.append(
-      element("b", {}, name),
-      element("span", { class: "soft" }, `${shortNumber(spec.low[index])} to ${shortNumber(spec.high[index])}`),
-    );
+    const limits = `${shortNumber(spec.low[index])} to ${shortNumber(spec.high[index])}`;
+    head.append(element("b", {}, name), element("span", { class: "soft" }, limits));
     const chart = element("div", { class: "chart" });
     box.append(head, chart);
     return { box, chart, values, name, low: spec.low[index], high: spec.high[index] };
