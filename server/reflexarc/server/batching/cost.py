@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 
 _WEIGHT = 0.25  # of the newest batch
@@ -29,7 +30,16 @@ class BatchCost:
         self._deviations[rows] += _WEIGHT * (abs(error) - self._deviations[rows])
 
     def expect(self, rows: int) -> float:
-        """Seconds of a batch of ``rows``; 0 while nothing is known."""
+        """Seconds of a batch of ``rows``; 0 while nothing is known.
+
+        Never more than a larger batch takes: a size that runs seldom, as single rows under load,
+        may have been slow by chance when it last did.
+        """
+        larger = self._sizes[bisect_left(self._sizes, rows) :]
+        return min(self._alone(rows), *(self._means[size] for size in larger), math.inf)
+
+    def _alone(self, rows: int) -> float:
+        """By what is known of this size, or of its neighbours."""
         if rows in self._means:
             return self._means[rows]
         if not self._sizes:
@@ -47,4 +57,9 @@ class BatchCost:
 
     def cautious(self, rows: int) -> float:
         """Seconds within which most batches of ``rows`` end."""
-        return self.expect(rows) + self._deviations.get(rows, 0.0)
+        larger = self._sizes[bisect_left(self._sizes, rows) :]
+        return min(
+            self._alone(rows) + self._deviations.get(rows, 0.0),
+            *(self._means[size] + self._deviations[size] for size in larger),
+            math.inf,
+        )
