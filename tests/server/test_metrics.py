@@ -66,7 +66,7 @@ def test_requests_are_counted_by_dialect_and_code_with_their_times_and_bytes(
         assert found["reflexarc_sent_bytes_total", native] > 3 * 10 * 7 * 4
         assert found["reflexarc_request_seconds_count", native] == 3  # refusals take no time
         assert 0 < found["reflexarc_request_seconds_sum", native] < 30
-        for stage in ("queue", "decode"):
+        for stage in ("queue", "decode", "encode"):
             assert found["reflexarc_stage_seconds_count", (("stage", stage),)] == 3
         assert found["reflexarc_batch_size_count", ()] == 3
         assert found["reflexarc_batch_size_bucket", (("le", "1.0"),)] == 3

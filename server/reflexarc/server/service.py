@@ -240,6 +240,7 @@ class PolicyService:
 
         self.enqueue(ticket, observation, deliver)
         ticket.chunk = await outcome
+        ticket.decided = time.perf_counter()
         return ticket.chunk
 
     def enqueue(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
 from reflexarc.contract import ActionChunk, Observation, ReflexarcError
@@ -52,15 +52,18 @@ class Ticket:
         session_id: as the client named it, also where the rest of the request is wrong.
         request_id: likewise.
         bytes_in: size of the request.
-        bytes_out: size of the reply; set by the route.
+        decided: ``time.perf_counter()`` when the chunk was there.
+        bytes_out: size of the reply; set by the route as soon as it is encoded.
     """
 
     __slots__ = (
+        "_bytes_out",
         "_close",
+        "_encode_ms",
         "bytes_in",
-        "bytes_out",
         "chunk",
         "connection",
+        "decided",
         "dialect",
         "error",
         "observation",
@@ -84,7 +87,9 @@ class Ticket:
         self.received_at = time.time() - (time.perf_counter() - received)
         self.connection = connection
         self.bytes_in = bytes_in
-        self.bytes_out = 0
+        self.decided: float | None = None
+        self._bytes_out = 0
+        self._encode_ms: float | None = None
         self.session_id: str | None = None
         self.request_id: str | None = None
         self.peer: str | None = None
@@ -92,6 +97,16 @@ class Ticket:
         self.chunk: ActionChunk | None = None
         self.error: ReflexarcError | None = None
         self._close: Callable[[Ticket], None] | None = close
+
+    @property
+    def bytes_out(self) -> int:
+        return self._bytes_out
+
+    @bytes_out.setter
+    def bytes_out(self, size: int) -> None:
+        self._bytes_out = size
+        if self.decided is not None:
+            self._encode_ms = (time.perf_counter() - self.decided) * 1000
 
     def close(self) -> None:
         """The reply was handed to the socket. A second call does nothing."""
@@ -108,10 +123,14 @@ class Ticket:
             error=self.error,
             session=self.connection if self.session_id is None else self.session_id,
             request_id=self.request_id,
-            timing={} if self.chunk is None else self.chunk.timing,
+            timing=self._timing(),
             bytes_in=self.bytes_in,
             bytes_out=self.bytes_out,
         )
+
+    def _timing(self) -> Mapping[str, float]:
+        timing = {} if self.chunk is None else self.chunk.timing
+        return timing if self._encode_ms is None else {**timing, "encode_ms": self._encode_ms}
 
     def __enter__(self) -> Ticket:
         return self
