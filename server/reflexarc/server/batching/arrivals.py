@@ -1,34 +1,28 @@
 """When those who were answered will ask again.
 
 A robot that executes a chunk and a simulator that steps ask in a rhythm of their own: the time
-between a reply and the next request varies little. Knowing it, the batcher can wait a moment for
-the rest of the batch that it has just answered, instead of splitting it into two that alternate.
+between a reply and the next request repeats. Knowing it, the batcher can wait a moment for the
+rest of the batch that it has just answered, instead of splitting it into two that alternate.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 
-_WEIGHT = 0.3  # of the newest pause
-_SAMPLES = 2  # pauses to have seen before one is predicted
-_STEADY = 0.15  # deviation of a pause, as a share of it, up to which it is a rhythm
-_GRACE_SECONDS = 0.002
+_PAUSES = 10  # remembered of each peer
+_LONGER, _GRACE_SECONDS = 1.1, 0.0005  # a pause may be a little longer than any before
+_NEEDED = 2  # pauses to have seen before the next is predicted
 _PEERS = 1024
 
 
 class _Peer:
-    """One closed loop."""
+    """One closed loop: when it was last answered, and how long its latest pauses were."""
 
-    __slots__ = ("deviation", "pause", "replied", "samples")
+    __slots__ = ("pauses", "replied")
 
     def __init__(self) -> None:
         self.replied: float | None = None
-        self.samples, self.pause, self.deviation = 0, 0.0, 0.0
-
-    def due_by(self) -> float:
-        """When its next request will most likely have come."""
-        assert self.replied is not None
-        return self.replied + self.pause + self.deviation + min(self.deviation, _GRACE_SECONDS)
+        self.pauses: deque[float] = deque(maxlen=_PAUSES)
 
 
 class Arrivals:
@@ -40,16 +34,9 @@ class Arrivals:
     def asked(self, name: str | None, now: float) -> None:
         """A request came."""
         peer = self._peers.get(name) if name is not None else None
-        if peer is None or peer.replied is None:
-            return
-        pause, peer.replied = now - peer.replied, None
-        if peer.samples == 0:
-            peer.pause, peer.deviation = pause, pause / 2
-        else:
-            error = pause - peer.pause
-            peer.pause += _WEIGHT * error
-            peer.deviation += _WEIGHT * (abs(error) - peer.deviation)
-        peer.samples += 1
+        if peer is not None and peer.replied is not None:
+            peer.pauses.append(now - peer.replied)
+            peer.replied = None
 
     def replied(self, name: str | None, now: float) -> None:
         """A reply was handed to the socket."""
@@ -67,21 +54,22 @@ class Arrivals:
         """The connection was closed."""
         self._peers.pop(name, None)
 
-    def expected(self, now: float, horizon: float, jitter: float) -> list[float]:
-        """By when peers who owe a request will have sent it, earliest first.
+    def expected(self, now: float, horizon: float) -> list[tuple[float, float]]:
+        """What is to come within ``horizon`` seconds, as ``(when, requests)``, earliest first.
 
-        Args:
-            now: the time.
-            horizon: seconds from now within which a request is of interest.
-            jitter: deviation of a pause, in seconds, that does not matter.
+        The requests of one entry are a probability: of a peer's earlier pauses that were longer
+        than the one until now, each is as likely as the others to be repeated. A peer that has
+        paused for much longer than ever is not expected at all.
         """
-        due = []
+        found: list[tuple[float, float]] = []
         for peer in self._peers.values():
-            if peer.replied is None or peer.samples < _SAMPLES:
+            if peer.replied is None or len(peer.pauses) < _NEEDED:
                 continue
-            if peer.deviation > max(_STEADY * peer.pause, jitter):
-                continue
-            when = peer.due_by()
-            if now <= when <= now + horizon:
-                due.append(when)
-        return sorted(due)
+            so_far = now - peer.replied
+            longest = _LONGER * max(peer.pauses) + _GRACE_SECONDS
+            longer = [pause for pause in (*peer.pauses, longest) if pause > so_far]
+            if longer:
+                share, until = 1 / len(longer), so_far + horizon
+                found += [(peer.replied + pause, share) for pause in longer if pause <= until]
+        found.sort()
+        return found

@@ -19,6 +19,8 @@ from reflexarc.server.inference import Inference
 from reflexarc.server.worker import Worker
 
 logger = logging.getLogger(__name__)
+
+
 class Batcher:
     """Every waiting request becomes part of one batch, in the order of urgency.
 

@@ -5,6 +5,7 @@ Pure functions of the time, of what waits and of what is known about the policy 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from reflexarc.server.batching.arrivals import Arrivals
@@ -12,7 +13,10 @@ from reflexarc.server.batching.cost import BatchCost
 from reflexarc.server.batching.pending import Pending
 
 # Of a pause, as a share of a batch, that is no matter: such a client counts as one with a rhythm.
-_JITTER = 0.25
+_JITTER = 0.5
+
+# What a wait has to save for each row that comes to be worth it, as a share of a batch's time.
+_WORTHWHILE = 0.1
 
 
 def hopeless(waiting: Sequence[Pending], start: float, cost: BatchCost) -> list[Pending]:
@@ -76,8 +80,8 @@ def hold_until(
     """Until when to wait for rows that are expected; None to run the batch now.
 
     With n rows here and k due within w seconds, running now answers n after T(n), and the k after
-    T(n) + T(k). Waiting answers all after w + T(n + k). The wait pays where the sum over the rows
-    is smaller. It never exceeds the time of one batch, nor makes a row late.
+    T(n) + T(k). Waiting answers all after w + T(n + k). The wait that makes the sum over the rows
+    smallest is the best. None exceeds the time of one batch, or makes a row late.
 
     Args:
         batch: rows that could run now.
@@ -92,15 +96,19 @@ def hold_until(
     latest = idle_since + alone
     if rows >= max_batch or latest <= now:
         return None
-    due = arrivals.expected(now, latest - now, _JITTER * alone)[: max_batch - rows]
-    deadline = min((p.deadline for p in batch if p.deadline is not None), default=None)
-    best, until = 0.0, None
-    for more, when in enumerate(due, start=1):
-        together = cost.expect(rows + more)
-        if deadline is not None and when + together > deadline:
+    deadline = min((p.deadline for p in batch if p.deadline is not None), default=math.inf)
+    room = max_batch - rows
+    more, best, until = 0.0, 0.0, None
+    for when, share in arrivals.expected(now, latest - now):
+        more = min(more + share, room)
+        whole = max(1, round(more))
+        together = cost.expect(rows + whole)
+        if when + together > deadline:
             break
-        gain = rows * alone + more * (alone + cost.expect(more))
+        gain = rows * alone + more * ((1 - _WORTHWHILE) * alone + cost.expect(whole))
         gain -= (rows + more) * (when - now + together)
         if gain > best:
             best, until = gain, when
+        if more >= room:
+            break
     return until
