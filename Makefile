@@ -36,11 +36,11 @@ test: system install check
 test-slow: system install
 	$(BIN)/pytest -m slow
 
-# Looks at the report page in Chromium, which needs a download and, as root, system libraries.
+# Looks at the report and status pages in Chromium: a download and, as root, system libraries.
 test-browser: system install
 	$(BIN)/pip install --quiet playwright
 	$(BIN)/playwright install --with-deps chromium
-	$(BIN)/pytest -m slow tests/eval/test_report_in_browser.py
+	$(BIN)/pytest -m slow tests/eval/test_report_in_browser.py tests/server/test_page_in_browser.py
 
 fuzz: install
 	$(BIN)/python -m tests.contract.fuzz_codec --frames 1000000

@@ -150,7 +150,9 @@ class ServerMetrics(Collector):
             "reflexarc_waiting", "Requests that wait or run now.", self._waiting()
         )
         yield GaugeMetricFamily(
-            "reflexarc_sessions", "Sessions that asked within the last minute.", self._sessions()
+            "reflexarc_sessions",
+            "Sessions that asked within the last 10 seconds.",
+            self._sessions(),
         )
 
     def _counters(self) -> Iterator[Metric]:

@@ -15,7 +15,7 @@ from reflexarc.server.session_tags import session_tag
 
 MAX_SESSIONS = 64
 MAX_KEPT_BYTES = 64 * 2**20
-ACTIVE_SECONDS = 60.0
+ACTIVE_SECONDS = 10.0
 
 
 @dataclass
@@ -126,7 +126,7 @@ class LastSeen:
         return next((seen for seen in self._sessions.values() if seen.tag == tag), None)
 
     def active(self) -> int:
-        """How many sessions asked within the last minute."""
+        """How many sessions asked within the last 10 seconds."""
         since = self._clock() - ACTIVE_SECONDS
         return sum(seen.at >= since for seen in self._sessions.values())
 

@@ -10,7 +10,7 @@ const SPAN_S = 120;
 const KEPT_S = 300;
 
 const at = (id) => document.getElementById(id);
-const SILENT_S = 60;
+const SILENT_S = 10;
 const OVER_S = 5;
 const page = {
   timeline: [], contract: null, contractTag: "", now: 0, // as the server said
