@@ -55,6 +55,12 @@ class SmallNull(SmallImages):
     milliseconds = 0.0
 
 
+class LargeNull(LargeImages):
+    """Answers at once."""
+
+    milliseconds = 0.0
+
+
 class Busy(SmallImages):
     """Computes for as long, in numpy, which lets other threads run meanwhile."""
 
