@@ -53,6 +53,7 @@ def bench(
     it may have been the bottleneck.
     """
     from reflexarc.cli.extras import require
+    from reflexarc.client.credentials import authorization
     from reflexarc.client.load import LoadSettings, run_load
 
     if plot is not None:
@@ -68,6 +69,7 @@ def bench(
         processes=processes,
         instruction=instruction,
         seed=seed,
+        headers=authorization(),
     )
     summary = run_load(settings)
     _print(summary)

@@ -15,6 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from reflexarc.client.addresses import http_url, is_loopback
+from reflexarc.client.credentials import authorization
 from reflexarc.client.replay import ReplayReport, open_recording, replay
 
 if TYPE_CHECKING:
@@ -55,7 +56,9 @@ def replay_recording(
 def _end_sessions(server: str, sessions: Sequence[str]) -> None:
     """So that they do not take the place of robots' sessions until they are idle for long."""
     url = http_url(server)
-    with httpx.Client(base_url=url, trust_env=not is_loopback(url), timeout=5.0) as http:
+    with httpx.Client(
+        base_url=url, headers=authorization(), trust_env=not is_loopback(url), timeout=5.0
+    ) as http:
         for session in sessions:
             try:
                 http.delete(f"/v1/sessions/{session}")

@@ -98,6 +98,25 @@ def serve(
             "(10.0.0.0/8), or a name under which browsers reach this server. Repeatable.",
         ),
     ] = None,
+    api_keys_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="API keys of which clients have to send one, one a line; also from the "
+            "environment's REFLEXARC_API_KEYS, comma separated.",
+        ),
+    ] = None,
+    tls_certificate: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="PEM; the port then speaks wss:// and https://."),
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="PEM, where the certificate's file has it not."),
+    ] = None,
+    max_connections: Annotated[
+        int, typer.Option(help="At once, websockets and HTTP together.", min=1)
+    ] = 256,
     log_format: Annotated[
         LogFormat,
         typer.Option(help="Of what is logged to stderr: text, or one JSON object a line."),
@@ -105,13 +124,18 @@ def serve(
 ) -> None:
     """Serve a policy as action chunks until Ctrl-C or SIGTERM."""
     require("serve-policy", "server", "fastapi", "uvicorn")
+    from reflexarc.server.api_keys import read_api_keys
     from reflexarc.server.inference import handshake
     from reflexarc.server.lifecycle import PolicyServer, open_port
     from reflexarc.server.logs import configure_logging
+    from reflexarc.server.protection import Protection
     from reflexarc.server.recording import Recorder
     from reflexarc.server.service import PolicyService
 
     configure_logging(log_format.value)
+    protection = Protection(
+        read_api_keys(api_keys_file), tls_certificate, tls_key, max_connections=max_connections
+    )
     if checkpoint is not None:
         source = _checkpoint(
             checkpoint, policy, policy_config, contract, device, denoising_steps, max_batch
@@ -122,15 +146,20 @@ def serve(
     listener = open_port(host, port)
     address = _address(host, int(listener.getsockname()[1]))
     on_device = f" on {source.device}" if source.device else ""
-    typer.echo(f"Serving {source.title} at ws://{address} and http://{address}{on_device}")
+    s = "s" if protection.is_encrypted else ""
+    typer.echo(f"Serving {source.title} at ws{s}://{address} and http{s}://{address}{on_device}")
     if source.contract is not None:
         typer.echo(f"Contract: {describe(source.contract)}")
     typer.echo(
         "Try next, in another terminal:\n"
-        f"  reflexarc query --server ws://{address}\n"
-        f"  reflexarc eval libero --server ws://{address} --suite libero_object --tasks 0\n"
-        f"See what it does: http://{address}/"
+        f"  reflexarc query --server ws{s}://{address}\n"
+        f"  reflexarc eval libero --server ws{s}://{address} --suite libero_object --tasks 0\n"
+        f"See what it does: http{s}://{address}/"
     )
+    if protection.keys:
+        typer.echo(f"Clients need one of {len(protection.keys)} API keys, in REFLEXARC_API_KEY.")
+    if warning := protection.warning(str(listener.getsockname()[0])):
+        typer.secho(f"warning: {warning}", fg=typer.colors.YELLOW, err=True)
     service = PolicyService(
         source.load,
         default_seed=seed,
@@ -145,7 +174,9 @@ def serve(
             recorder.start(handshake(service.inference))
         _announce_ready()
 
-    PolicyServer(service, on_ready=announce, page_hosts=page_hosts or ()).run([listener])
+    PolicyServer(
+        service, on_ready=announce, page_hosts=page_hosts or (), protection=protection
+    ).run([listener])
     if recorder is not None:
         recorder.close()
     if service.load_error is not None:

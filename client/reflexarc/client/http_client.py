@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import ssl
 import uuid
 from dataclasses import replace
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import httpx
 
 from reflexarc.client.addresses import http_url, is_loopback
+from reflexarc.client.credentials import authorization, refused, untrusted, verification_error
 from reflexarc.client.replies import (
     Deadline,
     ReplyDue,
@@ -19,7 +21,12 @@ from reflexarc.client.replies import (
     read_contract,
 )
 from reflexarc.contract import ActionChunk, Observation, PolicyContract, pack, unpack
-from reflexarc.contract.errors import CodecError, NotReadyError, ServerUnavailableError
+from reflexarc.contract.errors import (
+    CodecError,
+    NotReadyError,
+    ServerUnavailableError,
+    TooManyRequestsError,
+)
 
 logger = logging.getLogger(__name__)
 _MSGPACK = "application/msgpack"
@@ -43,15 +50,22 @@ class HttpPolicyClient:
         retry_for: float = 30.0,
         timeout: float = 60.0,
         image_format: Literal["raw", "jpeg", "png"] = "raw",
+        api_key: str | None = None,
     ) -> None:
         self.url = http_url(url)
+        self._authorization = authorization(api_key)
         self._retry_for = retry_for
         self._timeout = timeout
         self._image_format = image_format
         self._session = f"http-{uuid.uuid4().hex}"
         self._session_used = False
         self._http = httpx.Client(
-            base_url=self.url, timeout=timeout, trust_env=not is_loopback(self.url)
+            base_url=self.url,
+            headers=self._authorization,
+            timeout=timeout,
+            trust_env=not is_loopback(self.url),
+            # As websockets does: the system's authorities, or those of SSL_CERT_FILE.
+            verify=ssl.create_default_context() if self.url.startswith("https") else True,
         )
         try:
             self._read_contract()
@@ -79,7 +93,7 @@ class HttpPolicyClient:
                     # Another server took the address between two requests.
                     self._read_contract(deadline)
                 return read_chunk(self.contract, _message(response), observation.request_id)
-            except (httpx.TransportError, NotReadyError) as error:
+            except (httpx.TransportError, NotReadyError, TooManyRequestsError) as error:
                 lost = True
                 self._try_again(deadline, error)
 
@@ -103,8 +117,8 @@ class HttpPolicyClient:
         while True:
             try:
                 response = self._send("GET", "/v1/contract")
-                if response.status_code == 503:
-                    raise NotReadyError("the server is loading or draining")
+                if response.status_code in (429, 503):
+                    raise NotReadyError("the server is loading, draining or full")
                 break
             except (httpx.TransportError, NotReadyError) as error:
                 self._try_again(deadline, error)
@@ -120,9 +134,19 @@ class HttpPolicyClient:
         headers = {"Content-Type": _MSGPACK} if body is not None else {}
         due = due or ReplyDue(self.url, self._timeout)
         try:
-            return self._http.request(method, path, content=body, headers=headers, timeout=due.left)
+            response = self._http.request(
+                method, path, content=body, headers=headers, timeout=due.left
+            )
         except httpx.ReadTimeout as error:
             raise due.missed() from error
+        except httpx.ConnectError as error:
+            unverified = verification_error(error)
+            if unverified is None:
+                raise
+            raise untrusted(self.url, unverified) from error
+        if response.status_code == 401:
+            raise refused(self.url, self._authorization)
+        return response
 
     def _try_again(self, deadline: Deadline, error: Exception) -> None:
         if not deadline.said:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import ssl
 import threading
 import uuid
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from websockets.exceptions import (
 from websockets.sync.client import ClientConnection, connect
 
 from reflexarc.client.addresses import is_loopback, websocket_url
+from reflexarc.client.credentials import authorization, quiet_logger, refused, untrusted
 from reflexarc.client.replies import (
     Deadline,
     ReplyDue,
@@ -56,8 +58,10 @@ class PolicyClient:
         retry_for: seconds to keep trying while no server answers, at the start and in between.
         timeout: seconds to wait for one reply, and for a server that is loading its policy.
         image_format: how images travel; ``jpeg`` (lossy) pays on networks below 1 Gbit/s.
+        api_key: of the server; None takes that of the environment's ``REFLEXARC_API_KEY``.
 
     Raises:
+        AuthenticationError: the server asks for another API key; it is not asked again.
         ServerUnavailableError: nothing answered within the stated time.
         CodecError: something answered that is no reflexarc server of this version.
 
@@ -76,8 +80,10 @@ class PolicyClient:
         retry_for: float = 30.0,
         timeout: float = 60.0,
         image_format: Literal["raw", "jpeg", "png"] = "raw",
+        api_key: str | None = None,
     ) -> None:
         self.url = websocket_url(url)
+        self._authorization = authorization(api_key)
         self._retry_for = retry_for
         self._timeout = timeout
         self._image_format = image_format
@@ -206,11 +212,17 @@ class PolicyClient:
                 max_size=MAX_FRAME_BYTES,
                 open_timeout=max(deadline.left, 1.0),
                 close_timeout=2.0,
+                additional_headers=self._authorization,
+                logger=quiet_logger,
             )
         except InvalidURI as error:
             raise ConfigError(str(error), field="server") from error
+        except ssl.SSLCertVerificationError as error:
+            raise untrusted(self.url, error) from error
         except InvalidStatus as error:
             status = error.response.status_code
+            if status == 401:
+                raise refused(self.url, self._authorization) from error
             if status < 500:
                 raise CodecError(
                     f"{self.url} answered HTTP {status}: it is no reflexarc server"

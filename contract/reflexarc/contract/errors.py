@@ -85,6 +85,12 @@ class ServerUnavailableError(ReflexarcError):
     code = "server_unavailable"
 
 
+class AuthenticationError(ReflexarcError):
+    """The server asks for an API key, and got none or a wrong one. HTTP answers 401."""
+
+    code = "unauthorized"
+
+
 class NotReadyError(ReflexarcError):
     """The server is loading, warming or draining."""
 

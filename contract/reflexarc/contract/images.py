@@ -53,11 +53,14 @@ def prepare_image(camera: Camera, rendered: UInt8Image) -> UInt8Image:
     return np.ascontiguousarray(resize_bilinear(image, camera.height, camera.width))
 
 
-def decode_image(encoded: EncodedImage, size: tuple[int, int] | None = None) -> UInt8Image:
+def decode_image(
+    encoded: EncodedImage, size: tuple[int, int] | None = None, *, camera: Camera | None = None
+) -> UInt8Image:
     """Decode JPEG, PNG or raw bytes to ``uint8 (H, W, 3)`` RGB.
 
     The header's size is checked before any pixel is decoded: against ``size``, the height and
-    width that are wanted, or without it against the most that any camera has. Raises CodecError.
+    width that are wanted, or against the larger of what ``camera`` gives and the policy takes, or
+    without both against the most that any camera has. Raises CodecError.
     """
     if encoded.format == "raw":
         return _raw_image(encoded)
@@ -66,6 +69,8 @@ def decode_image(encoded: EncodedImage, size: tuple[int, int] | None = None) -> 
             width, height = image.size
             if not (0 < width <= MAX_IMAGE_SIDE and 0 < height <= MAX_IMAGE_SIDE):
                 raise CodecError(f"image of {width}x{height} is above {MAX_IMAGE_SIDE} a side")
+            if camera is not None and size is None:
+                _refuse_larger(camera, height, width)
             if size is not None and (height, width) != size:
                 raise CodecError(
                     f"image is {height} high and {width} wide, expected {size[0]} and {size[1]}; "
@@ -74,6 +79,17 @@ def decode_image(encoded: EncodedImage, size: tuple[int, int] | None = None) -> 
             return np.asarray(image.convert("RGB"))
     except _UNDECODABLE as error:
         raise CodecError(f"the {encoded.format} image cannot be decoded: {error}") from error
+
+
+def _refuse_larger(camera: Camera, height: int, width: int) -> None:
+    if height > max(camera.height, camera.source_height) or width > max(
+        camera.width, camera.source_width
+    ):
+        raise CodecError(
+            f"image is {height} high and {width} wide, larger than what the policy takes "
+            f"({camera.height} and {camera.width}) and than what its camera {camera.name!r} gives "
+            f"({camera.source_height} and {camera.source_width}); resize it before sending"
+        )
 
 
 def _raw_image(encoded: EncodedImage) -> UInt8Image:

@@ -10,6 +10,7 @@ from reflexarc.contract.errors import ServerUnavailableError
 from reflexarc.server.exchange import Listener
 from reflexarc.server.inference import Inference
 from reflexarc.server.lifecycle import PolicyServer, open_port
+from reflexarc.server.protection import Protection
 from reflexarc.server.service import PolicyService
 
 
@@ -24,9 +25,10 @@ class BackgroundServer:
         listeners: of finished requests, see :class:`PolicyService`.
         default_seed: of an episode's noise where its requests name none.
         max_batch: rows of the largest batch; None leaves it to the policy.
+        protection: API keys, TLS, connections.
 
     Attributes:
-        url: ``ws://host:port``.
+        url: ``ws://host:port``, ``wss://`` with a certificate.
         service: the policy and its phase.
     """
 
@@ -40,16 +42,18 @@ class BackgroundServer:
         listeners: Sequence[Listener] = (),
         default_seed: int | None = None,
         max_batch: int | None = None,
+        protection: Protection | None = None,
     ) -> None:
         self._socket = open_port(host, port)
         self.host, self.port = host, int(self._socket.getsockname()[1])
-        self.url = f"ws://{host}:{self.port}"
-        self.http_url = f"http://{host}:{self.port}"
+        encrypted = "s" if protection is not None and protection.is_encrypted else ""
+        self.url = f"ws{encrypted}://{host}:{self.port}"
+        self.http_url = f"http{encrypted}://{host}:{self.port}"
         self.service = PolicyService(
             load, listeners=listeners, default_seed=default_seed, max_batch=max_batch
         )
         self._loaded = threading.Event()
-        self._server = PolicyServer(self.service, on_ready=self._loaded.set)
+        self._server = PolicyServer(self.service, on_ready=self._loaded.set, protection=protection)
         self._thread = threading.Thread(target=self._run, name="policy-server", daemon=True)
         self._wait = wait
 

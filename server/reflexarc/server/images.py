@@ -16,7 +16,8 @@ def decode_images(contract: PolicyContract, observation: Observation) -> Observa
 
     Only the contract's cameras are decoded, and rows of history only as many as it has: a frame
     may hold thousands of others, each small on the wire and large in memory. The contract check
-    then refuses those by name. Past images and goals must have their camera's size.
+    then refuses those by name. Past images and goals must have their camera's size; others that are
+    larger than the policy takes, and than the camera gives, are refused by their header.
 
     Raises CodecError naming the field of an image that cannot be decoded.
     """
@@ -54,7 +55,7 @@ def _decoded(
         if isinstance(encoded, EncodedImage):
             size = (camera.height, camera.width) if sized else None
             try:
-                decoded[camera.name] = decode_image(encoded, size)
+                decoded[camera.name] = decode_image(encoded, size, camera=camera)
             except CodecError as error:
                 field = f"{where}.{camera.name}"
                 raise CodecError(f"{field}: {error.message}", field=field) from error

@@ -100,8 +100,8 @@ def prepare(inference: Inference, observation: Observation) -> Prepared:
     return Prepared(observation, (time.perf_counter() - started) * 1000)
 
 
-def internal_error(what: str) -> InferenceError:
-    """Log the exception being handled under a fresh id, and name that id to the client."""
+def internal_error(what: str, error: BaseException | None = None) -> InferenceError:
+    """Log an exception, or the one being handled, and name the id of its log to the client."""
     error_id = secrets.token_hex(4)
-    logger.exception("%s [error id %s]", what, error_id)
+    logger.error("%s [error id %s]", what, error_id, exc_info=error or True)
     return InferenceError(f"{what}; the server's log has the details under error id {error_id}")

@@ -15,6 +15,7 @@ from reflexarc.contract import ReflexarcError
 from reflexarc.contract.codec import MAX_FRAME_BYTES
 from reflexarc.contract.errors import ConfigError
 from reflexarc.server.app import create_app
+from reflexarc.server.protection import Protected, Protection
 from reflexarc.server.service import PolicyService
 from reflexarc.server.websocket_protocol import PolicyWebSocketProtocol
 
@@ -32,6 +33,7 @@ class PolicyServer(uvicorn.Server):  # type: ignore[misc]
         service: the policy; its loading begins when the port is open.
         on_ready: called once, on the event loop, when the policy is loaded.
         page_hosts: who besides this machine sees the status page.
+        protection: API keys, TLS, connections; without it no key is asked for.
     """
 
     def __init__(
@@ -41,8 +43,9 @@ class PolicyServer(uvicorn.Server):  # type: ignore[misc]
         drain_seconds: float = DRAIN_SECONDS,
         on_ready: Callable[[], None] | None = None,
         page_hosts: Sequence[str] = (),
+        protection: Protection | None = None,
     ) -> None:
-        super().__init__(server_config(service, page_hosts))
+        super().__init__(server_config(service, page_hosts, protection))
         self._service = service
         self._drain_seconds = drain_seconds
         self._on_ready = on_ready
@@ -84,9 +87,15 @@ class PolicyServer(uvicorn.Server):  # type: ignore[misc]
         self.should_exit = True
 
 
-def server_config(service: PolicyService, page_hosts: Sequence[str] = ()) -> uvicorn.Config:
+def server_config(
+    service: PolicyService,
+    page_hosts: Sequence[str] = (),
+    protection: Protection | None = None,
+) -> uvicorn.Config:
     """Frame cap 64 MiB; no compression, because it costs 13 ms an image pair and saves little."""
+    protection = protection or Protection()
     limits: dict[str, Any] = {
+        **protection.options(),
         "ws": PolicyWebSocketProtocol,
         "ws_max_size": MAX_FRAME_BYTES,
         "ws_per_message_deflate": False,
@@ -95,7 +104,7 @@ def server_config(service: PolicyService, page_hosts: Sequence[str] = ()) -> uvi
         "ws_ping_timeout": 60.0,
     }
     return uvicorn.Config(
-        create_app(service, page_hosts=page_hosts),
+        Protected(create_app(service, page_hosts=page_hosts), protection),
         log_level="warning",
         log_config=None,  # its loggers write as ours do
         access_log=False,

@@ -104,6 +104,8 @@ class PolicyWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtocol
                 self.transport.abort()
                 raise ClientDisconnected from None
         await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body"):
+            self.handshake_complete = True  # a refusal completes it; uvicorn logs an error instead
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return _buffers.received if self._body is None else self._body[self._filled :]

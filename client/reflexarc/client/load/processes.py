@@ -54,6 +54,7 @@ def _ceiling(settings: LoadSettings, contract: PolicyContract) -> float:
         alone = replace(
             settings,
             server=f"ws://127.0.0.1:{here.recv()}",
+            headers={},
             rate=None,
             think_ms=0.0,
             deadline_ms=None,

@@ -42,7 +42,7 @@ class LoadSettings:
     processes: int = 0
     instruction: str = "pick up the alphabet soup and place it in the basket"
     seed: int = 0
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         for name, right in (

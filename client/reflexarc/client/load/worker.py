@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 from reflexarc.client.addresses import is_loopback, websocket_url
+from reflexarc.client.credentials import quiet_logger, refused
 from reflexarc.client.load.requests import RequestStream
 from reflexarc.client.load.settings import LoadSettings
 from reflexarc.client.replies import read_contract
@@ -70,12 +71,17 @@ class LoadWorker:
         self.samples = Samples()
 
     async def connect(self) -> PolicyContract:
-        """Open every connection; returns the server's contract. Raises ServerUnavailableError."""
+        """Open every connection; returns the server's contract.
+
+        Raises ServerUnavailableError, AuthenticationError.
+        """
         contract: PolicyContract | None = None
         for index in range(len(self._sockets)):
             try:
                 message = await self._open(index)
             except (OSError, InvalidHandshake, ConnectionClosed, asyncio.TimeoutError) as error:
+                if isinstance(error, InvalidStatus) and error.response.status_code == 401:
+                    raise refused(self._url, self._settings.headers) from error
                 raise ServerUnavailableError(
                     f"client {self._first + index} cannot connect to {self._url}: "
                     f"{error or type(error).__name__}"
@@ -104,6 +110,7 @@ class LoadWorker:
             open_timeout=OPEN_SECONDS,
             ping_interval=None,
             additional_headers=self._settings.headers,
+            logger=quiet_logger,
         )
         message = await asyncio.wait_for(socket.recv(), OPEN_SECONDS)
         return message if isinstance(message, bytes) else message.encode()

@@ -79,7 +79,7 @@ def upright_to_camera(camera: Camera, image: object, key: str) -> UInt8Image:
     """
     if isinstance(image, EncodedImage):
         try:
-            image = decode_image(image)
+            image = decode_image(image, camera=camera)
         except CodecError as error:
             raise CodecError(f"{key}: {error.message}", field=key) from error
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):

@@ -1,0 +1,60 @@
+"""How a client shows that it may ask: an API key, and a certificate that it trusts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import ssl
+
+from reflexarc.contract.errors import AuthenticationError, ConfigError
+
+API_KEY_VARIABLE = "REFLEXARC_API_KEY"
+# websockets writes all headers to its debug log; this one never gets there.
+quiet_logger = logging.getLogger("reflexarc.client.websockets")
+quiet_logger.setLevel(logging.INFO)
+
+
+def authorization(api_key: str | None = None) -> dict[str, str]:
+    """The header that holds a key; none where there is no key.
+
+    Args:
+        api_key: None takes that of the environment's ``REFLEXARC_API_KEY``, "" none at all.
+
+    Raises ConfigError for what no header can hold; the key itself is not shown.
+    """
+    key = os.environ.get(API_KEY_VARIABLE, "") if api_key is None else api_key
+    if not key:
+        return {}
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        where = API_KEY_VARIABLE if api_key is None else "api_key"
+        raise ConfigError(
+            f"{where} holds a space or a character that is not printable ASCII; copy the key again",
+            field="api_key",
+        )
+    return {"Authorization": f"Bearer {key}"}
+
+
+def refused(url: str, headers: dict[str, str]) -> AuthenticationError:
+    """The error for an answer of 401 to a request with these headers of :func:`authorization`."""
+    what = "refused the API key" if headers else "asks for an API key"
+    return AuthenticationError(
+        f"{url} {what}; pass api_key=, or set {API_KEY_VARIABLE}, to one of the keys that the "
+        "server was started with"
+    )
+
+
+def verification_error(error: BaseException) -> ssl.SSLCertVerificationError | None:
+    """What httpx made an error of, where that is a certificate that is not trusted."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
+        cause = cause.__cause__ or cause.__context__
+    return cause
+
+
+def untrusted(url: str, error: ssl.SSLCertVerificationError) -> ConfigError:
+    """The error to raise where a server's certificate is not trusted."""
+    return ConfigError(
+        f"the certificate of {url} is not trusted ({error.verify_message}); set SSL_CERT_FILE to "
+        "the certificate of who signed it, and use the host name that it was made for",
+        field="server",
+    )
