@@ -28,7 +28,7 @@ from reflexarc.server.dialects import json_http, native
 from reflexarc.server.dialects.json_arrays import parse_json
 from reflexarc.server.inference import handshake, internal_error
 from reflexarc.server.origin import origin_is_foreign
-from reflexarc.server.service import Phase, PolicyService
+from reflexarc.server.service import DECODED_INLINE_BYTES, Phase, PolicyService
 from reflexarc.server.ticket import Ticket
 
 logger = logging.getLogger(__name__)
@@ -164,10 +164,12 @@ async def _actions(request: Request, service: PolicyService) -> Response:
         _ = service.inference  # before the body is read: is the server ready?
         body = await read_body(request)
         with service.ticket("http", received=received, bytes_in=len(body)) as ticket:
-            value = await service.parse(partial(unpack if as_msgpack else parse_json, body))
-            request_id = ticket.request_id = native.request_id_of(value)
-            form = Observation.from_wire if as_msgpack else json_http.observation_from_json
-            observation = await service.parse(partial(form, value))
+            read = partial(_read, body, as_msgpack)
+            inline = as_msgpack and len(body) <= DECODED_INLINE_BYTES
+            request_id, observation = read() if inline else await service.parse(read)
+            ticket.request_id = request_id
+            if isinstance(observation, ReflexarcError):
+                raise observation
             chunk = await service.answer(ticket, observation)
             if as_msgpack:
                 reply, media_type = pack(chunk.to_wire()), MSGPACK_TYPES[0]
@@ -182,6 +184,19 @@ async def _actions(request: Request, service: PolicyService) -> Response:
     if ticket is None:
         service.refused("http", problem, received=received)
     return _error_response(problem, as_msgpack=as_msgpack, request_id=request_id)
+
+
+def _read(body: bytes, as_msgpack: bool) -> tuple[str | None, Observation | ReflexarcError]:
+    """The request's id and its observation, or what is wrong with it."""
+    request_id = None
+    try:
+        value = unpack(body) if as_msgpack else parse_json(body)
+        request_id = native.request_id_of(value)
+        if as_msgpack:
+            return request_id, Observation.from_wire(value)
+        return request_id, json_http.observation_from_json(value)
+    except ReflexarcError as error:
+        return request_id, error
 
 
 def is_foreign(request: Request) -> bool:

@@ -20,14 +20,12 @@ from reflexarc.server.dialect_websockets import openpi_or_starvla_session, vla_e
 from reflexarc.server.dialects import native
 from reflexarc.server.inference import Inference, handshake, internal_error
 from reflexarc.server.origin import origin_is_foreign
-from reflexarc.server.service import PolicyService
+from reflexarc.server.service import DECODED_INLINE_BYTES, PolicyService
 from reflexarc.server.ticket import Ticket
 from reflexarc.server.websocket_channel import Peer, converse
 from reflexarc.server.websocket_frames import close
 
 logger = logging.getLogger(__name__)
-# Two raw images of 224 px take 0.1 ms to decode; a hand-over to a thread and back takes as long.
-_DECODED_INLINE_BYTES = 1024 * 1024
 
 
 def websocket_routes(service: PolicyService) -> APIRouter:
@@ -126,6 +124,6 @@ class NativeConversation:
 
 async def unpacked(service: PolicyService, frame: bytes) -> Any:
     """A frame's message; one that takes long is decoded off the event loop."""
-    if len(frame) <= _DECODED_INLINE_BYTES:
+    if len(frame) <= DECODED_INLINE_BYTES:
         return unpack(frame)
     return await service.parse(partial(unpack, frame))

@@ -107,10 +107,14 @@ class Batcher:
         """In the worker thread."""
         started = time.perf_counter()
         settled: set[int] = set()
+        last: list[tuple[Pending, Outcome]] = []
 
         def emit(outcomes: Sequence[tuple[Pending, Outcome]]) -> None:
             settled.update(id(pending) for pending, _ in outcomes)
-            self._loop.call_soon_threadsafe(self._deliver, outcomes)
+            if len(settled) == len(batch):
+                last.extend(outcomes)  # the event loop need be woken only once for both
+            else:
+                self._loop.call_soon_threadsafe(self._deliver, outcomes)
 
         try:
             run_batch(self._inference, batch, emit)
@@ -120,19 +124,27 @@ class Batcher:
             failure = InferenceError("the policy failed; the server's log has the details")
             emit([(pending, failure) for pending in batch if id(pending) not in settled])
         seconds = time.perf_counter() - started
-        self._loop.call_soon_threadsafe(self._finished, len(batch), handed_over, seconds)
+        self._loop.call_soon_threadsafe(self._finished, len(batch), last, handed_over, seconds)
 
     def _deliver(self, outcomes: Sequence[tuple[Pending, Outcome]]) -> None:
         for pending, outcome in outcomes:
             pending.deliver(_stale(pending) if pending.is_stale() else outcome)
 
-    def _finished(self, rows: int, handed_over: float, seconds: float) -> None:
+    def _finished(
+        self,
+        rows: int,
+        outcomes: Sequence[tuple[Pending, Outcome]],
+        handed_over: float,
+        seconds: float,
+    ) -> None:
         self.cost.observe(rows, time.perf_counter() - handed_over)
         self._ends_at = None
         self._thrift.note(seconds)
         if len(self._waiting) >= self._max_batch:
             self.schedule()
+            self._deliver(outcomes)
         else:
+            self._deliver(outcomes)
             # First those replies that tasks of the loop are about to send: who was answered is
             # who may ask again soon.
             self._loop.call_soon(self.schedule)

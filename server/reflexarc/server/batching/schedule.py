@@ -103,8 +103,8 @@ def hold_until(
         more = min(more + share, room)
         whole = max(1, round(more))
         together = cost.expect(rows + whole)
-        if when + together > deadline:
-            break
+        if when + 2 * together > deadline:
+            break  # its slack is for what nobody foresees
         gain = rows * alone + more * ((1 - _WORTHWHILE) * alone + cost.expect(whole))
         gain -= (rows + more) * (when - now + together)
         if gain > best:
