@@ -17,8 +17,8 @@ class Driver:
     def __init__(self):
         self.policy = None
 
-    def connect(self, url, broker_horizon=None):
-        client = WebsocketClientPolicy(url)
+    def connect(self, url, broker_horizon=None, api_key=None):
+        client = WebsocketClientPolicy(url, api_key=api_key)
         self.policy = ActionChunkBroker(client, broker_horizon) if broker_horizon else client
         return client.get_server_metadata()
 
