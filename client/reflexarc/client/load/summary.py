@@ -31,7 +31,7 @@ class LoadSummary:
         goodput: answers a second within the deadline; equals throughput without one.
         goodput_share: of all requests, those answered within the deadline.
         fairness: Jain's index of the clients' answers in a closed loop, 1 is even; None for
-            Poisson arrivals, which the generator itself hands to clients.
+            Poisson arrivals, which the generator itself hands to clients, and without answers.
         errors: by code.
         server_timing_ms: medians of what the server stated.
         generator_processes: of the load generator.
@@ -107,7 +107,7 @@ def summarise(
         latency_ms=_percentiles(latencies[shown]),
         goodput=round(float((good & came).sum()) / seconds, 3),
         goodput_share=round(float((good & arrived).sum() / max(1, arrived.sum())), 4),
-        fairness=None if settings.rate is not None else round(jain_index(counts), 4),
+        fairness=round(jain_index(counts), 4) if settings.rate is None and came.any() else None,
         errors=count_codes([code for code, inside in zip(codes, arrived, strict=True) if inside]),
         server_timing_ms={
             name: round(float(np.median(v)), 3) for name, v in sorted(timing.items())
