@@ -15,7 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from reflexarc.client.addresses import http_url, is_loopback
-from reflexarc.client.credentials import authorization
+from reflexarc.client.credentials import authorization, verification
 from reflexarc.client.replay import ReplayReport, open_recording, replay
 
 if TYPE_CHECKING:
@@ -57,7 +57,11 @@ def _end_sessions(server: str, sessions: Sequence[str]) -> None:
     """So that they do not take the place of robots' sessions until they are idle for long."""
     url = http_url(server)
     with httpx.Client(
-        base_url=url, headers=authorization(), trust_env=not is_loopback(url), timeout=5.0
+        base_url=url,
+        headers=authorization(),
+        trust_env=not is_loopback(url),
+        timeout=5.0,
+        verify=verification(url),
     ) as http:
         for session in sessions:
             try:

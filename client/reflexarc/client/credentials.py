@@ -43,6 +43,11 @@ def refused(url: str, headers: dict[str, str]) -> AuthenticationError:
     )
 
 
+def verification(url: str) -> ssl.SSLContext | bool:
+    """httpx' ``verify``, to trust whom websockets trusts: the system, or ``SSL_CERT_FILE``."""
+    return ssl.create_default_context() if url.startswith("https") else True
+
+
 def verification_error(error: BaseException) -> ssl.SSLCertVerificationError | None:
     """What httpx made an error of, where that is a certificate that is not trusted."""
     cause: BaseException | None = error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import ssl
 import uuid
 from dataclasses import replace
 from typing import Any, Literal
@@ -11,7 +10,13 @@ from typing import Any, Literal
 import httpx
 
 from reflexarc.client.addresses import http_url, is_loopback
-from reflexarc.client.credentials import authorization, refused, untrusted, verification_error
+from reflexarc.client.credentials import (
+    authorization,
+    refused,
+    untrusted,
+    verification,
+    verification_error,
+)
 from reflexarc.client.replies import (
     Deadline,
     ReplyDue,
@@ -64,8 +69,7 @@ class HttpPolicyClient:
             headers=self._authorization,
             timeout=timeout,
             trust_env=not is_loopback(self.url),
-            # As websockets does: the system's authorities, or those of SSL_CERT_FILE.
-            verify=ssl.create_default_context() if self.url.startswith("https") else True,
+            verify=verification(self.url),
         )
         try:
             self._read_contract()
