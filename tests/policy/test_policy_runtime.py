@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from reflexarc.contract import NormalizationStatistics, Observation
+from reflexarc.contract import ActionChunk, NormalizationStatistics, Observation
 from reflexarc.contract.errors import (
     ContractViolationError,
     InferenceError,
@@ -202,3 +202,24 @@ def test_serving_imports_neither_transformers_nor_data_nor_simulator(saved: Path
         [sys.executable, "-c", SERVE, str(saved)], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_parts_come_group_by_group_and_a_wrong_row_harms_no_other(
+    runtime: PolicyRuntime, observe: Observe
+) -> None:
+    rows = [
+        observe(0, denoising_steps=2),
+        observe(1, instruction="unheard of"),
+        observe(2, denoising_steps=3),
+        observe(3, denoising_steps=2),
+    ]
+    parts = list(runtime.infer_in_parts(rows))
+    assert [[index for index, _ in part] for part in parts] == [[1], [0, 3], [2]]
+    outcomes = {index: outcome for part in parts for index, outcome in part}
+    assert isinstance(outcomes[1], UnknownInstructionError)
+    for index in (0, 2, 3):
+        (alone,) = runtime.infer([rows[index]])
+        chunk = outcomes[index]
+        assert isinstance(chunk, ActionChunk)
+        assert chunk.seed == alone.seed
+        np.testing.assert_allclose(chunk.actions, alone.actions, atol=1e-5)

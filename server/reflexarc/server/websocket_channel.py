@@ -139,7 +139,12 @@ class Channel:
 
     def _begin(self, frame: bytes | None) -> None:
         self._busy = True
-        self._task = start(self._answer(self, frame))
+        try:
+            self._task = start(self._answer(self, frame))
+        except Exception:
+            logger.exception("a connection failed")
+            self._refuse("the server failed on a request", 1011)
+            return
         if self._task is None:
             self._busy = False
         else:
