@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -25,8 +23,16 @@ from reflexarc.contract import (
 from reflexarc.contract.errors import InferenceError
 from reflexarc.contract.observation_check import refuse_unsupported
 from reflexarc.policy.checkpoint import LoadedPolicy
+from reflexarc.policy.clock import Clock
 from reflexarc.policy.interface import Task, Tensors
-from reflexarc.policy.sessions import Decision, SessionStore, advance, plan
+from reflexarc.policy.sessions import (
+    Decision,
+    SessionStore,
+    advance,
+    frames_by_step,
+    plan,
+    waves,
+)
 from reflexarc.policy.windows import join_rows, pad_window
 
 _CACHED_TASKS = 256
@@ -101,7 +107,7 @@ class PolicyRuntime:
             check_observation(self.contract, observation)
             self._check_prefix(observation)
         chunks: dict[int, ActionChunk] = {}
-        for wave in _waves(observations):
+        for wave in waves(observations):
             for part in self._decide([self._plan(index, observations[index]) for index in wave]):
                 chunks.update((index, _raised(outcome)) for index, outcome in part)
         return [chunks[index] for index in range(len(observations))]
@@ -112,7 +118,7 @@ class PolicyRuntime:
         Yields lists of ``(index, chunk)``, or ``(index, error)`` for an observation that cannot
         be answered, which harms no other.
         """
-        for wave in _waves(observations):
+        for wave in waves(observations):
             planned, refused = [], list[Outcome]()
             for index in wave:
                 try:
@@ -132,7 +138,7 @@ class PolicyRuntime:
 
     def _decide(self, rows: list[_Row]) -> Iterator[list[Outcome]]:
         """Embed the frames of all, then sample group by group."""
-        clock = _Clock(self._policy.device)
+        clock = Clock(self._policy.device)
         with torch.inference_mode():
             self._embed(rows, clock)
         groups: dict[tuple[int, int, int], list[_Row]] = {}
@@ -149,7 +155,7 @@ class PolicyRuntime:
                 part = self._sample_group(group, steps, clock.copy())
             yield part
 
-    def _embed(self, rows: list[_Row], clock: _Clock) -> None:
+    def _embed(self, rows: list[_Row], clock: Clock) -> None:
         """Frames and states of all rows, in place. The sessions move on here."""
         decisions = [row.decision for row in rows]
         with clock.span("preprocess_ms"):
@@ -157,7 +163,7 @@ class PolicyRuntime:
             states = self._states(decisions)
         with clock.span("device_ms"):
             embedded = self._embed_frames(rows, new_frames)
-            frames = _frames_by_step(decisions, embedded, keep=self.contract.needs_session)
+            frames = frames_by_step(decisions, embedded, keep=self.contract.needs_session)
         for row, seen, kept in zip(rows, states, frames, strict=True):
             row.states, row.frames = seen, kept
             if self.contract.needs_session:
@@ -177,7 +183,7 @@ class PolicyRuntime:
             )
         return parts[0] if len(parts) == 1 else join_rows(parts)
 
-    def _sample_group(self, rows: list[_Row], steps: int, clock: _Clock) -> list[Outcome]:
+    def _sample_group(self, rows: list[_Row], steps: int, clock: Clock) -> list[Outcome]:
         """Chunks of decisions with equal denoising steps and prefix length."""
         observations = [row.decision.observation for row in rows]
         seeds = [
@@ -288,37 +294,6 @@ class PolicyRuntime:
         )
 
 
-def _waves(observations: Sequence[Observation]) -> list[list[int]]:
-    """Indices in groups that hold each session once; a session's observations keep their order."""
-    waves: list[list[int]] = []
-    next_wave: dict[str, int] = {}
-    for index, observation in enumerate(observations):
-        name = observation.session_id
-        wave = 0 if name is None else next_wave.get(name, 0)
-        if name is not None:
-            next_wave[name] = wave + 1
-        if wave == len(waves):
-            waves.append([])
-        waves[wave].append(index)
-    return waves
-
-
-def _frames_by_step(
-    decisions: list[Decision], embedded: Tensors, *, keep: bool
-) -> list[dict[int, Tensors]]:
-    """For each decision its rows by step, those that are held and those that are new."""
-    found, row = [], 0
-    for decision in decisions:
-        frames = dict(decision.held.frames)
-        for step in sorted(decision.images):
-            new = {name: rows[row] for name, rows in embedded.items()}
-            # Copies: a view would keep the rows of all other sessions in memory.
-            frames[step] = {name: tensor.clone() for name, tensor in new.items()} if keep else new
-            row += 1
-        found.append(frames)
-    return found
-
-
 def _raised(outcome: ActionChunk | ReflexarcError) -> ActionChunk:
     if isinstance(outcome, ReflexarcError):
         raise outcome
@@ -327,29 +302,3 @@ def _raised(outcome: ActionChunk | ReflexarcError) -> ActionChunk:
 
 def _not_finite() -> InferenceError:
     return InferenceError("the policy's actions are not finite; its weights are damaged")
-
-
-class _Clock:
-    """Milliseconds by name; waits for the accelerator, which computes asynchronously."""
-
-    def __init__(self, device: torch.device):
-        self._device = device
-        self.milliseconds: dict[str, float] = {}
-        self._synchronize: Callable[[], None] = {
-            "cuda": torch.cuda.synchronize,
-            "mps": torch.mps.synchronize,
-        }.get(device.type, lambda: None)
-
-    @contextmanager
-    def span(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._synchronize()
-        spent = (time.perf_counter() - start) * 1e3
-        self.milliseconds[name] = self.milliseconds.get(name, 0.0) + spent
-
-    def copy(self) -> _Clock:
-        """A clock that goes on from here, for one of several groups."""
-        copied = _Clock(self._device)
-        copied.milliseconds.update(self.milliseconds)
-        return copied

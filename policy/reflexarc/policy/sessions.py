@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -122,6 +122,37 @@ def advance(
         frames={s: row for s, row in frames.items() if s >= oldest_frame},
         states={s: row for s, row in states.items() if s >= oldest_state},
     )
+
+
+def waves(observations: Sequence[Observation]) -> list[list[int]]:
+    """Indices in groups that hold each session once; a session's observations keep their order."""
+    waves: list[list[int]] = []
+    next_wave: dict[str, int] = {}
+    for index, observation in enumerate(observations):
+        name = observation.session_id
+        wave = 0 if name is None else next_wave.get(name, 0)
+        if name is not None:
+            next_wave[name] = wave + 1
+        if wave == len(waves):
+            waves.append([])
+        waves[wave].append(index)
+    return waves
+
+
+def frames_by_step(
+    decisions: list[Decision], embedded: Tensors, *, keep: bool
+) -> list[dict[int, Tensors]]:
+    """For each decision its rows by step, those that are held and those that are new."""
+    found, row = [], 0
+    for decision in decisions:
+        frames = dict(decision.held.frames)
+        for step in sorted(decision.images):
+            new = {name: rows[row] for name, rows in embedded.items()}
+            # Copies: a view would keep the rows of all other sessions in memory.
+            frames[step] = {name: tensor.clone() for name, tensor in new.items()} if keep else new
+            row += 1
+        found.append(frames)
+    return found
 
 
 class SessionStore:
