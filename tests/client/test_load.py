@@ -115,7 +115,7 @@ def test_bench_prints_writes_and_draws(tmp_path: Path) -> None:
         command += ["--plot", f"{tmp_path}/bench.png"]
         result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
-    assert "answers a second" in result.output and "requests a second alone" in result.output
+    assert "answers a second" in result.output and "load generator alone" in result.output
     written = json.loads((tmp_path / "bench.json").read_text())
     assert written["generator_ceiling"] > 0 and written["throughput"] > 0
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")

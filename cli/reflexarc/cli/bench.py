@@ -86,11 +86,11 @@ def bench(
 
 def _print(summary: LoadSummary) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     settings = summary.settings
     load = "closed loop" if settings.rate is None else f"Poisson, {settings.rate:g}/s"
-    table = Table("", "", title=f"{summary.family}, {settings.clients} clients, {load}")
+    table = Table(Column(no_wrap=True), Column(), title=f"{summary.family}, {settings.clients} clients, {load}")
     table.show_header = False
     table.add_row("requests", f"{summary.requests} in {settings.seconds:g} s")
     table.add_row("answers a second", f"{summary.throughput:.1f}")
@@ -107,10 +107,10 @@ def _print(summary: LoadSummary) -> None:
     table.add_row("errors", errors or "none")
     stated = ", ".join(f"{name} {value:.2f}" for name, value in summary.server_timing_ms.items())
     table.add_row("server states (median)", stated or "nothing")
-    ceiling = summary.generator_ceiling
-    alone = "" if ceiling is None else f", {ceiling:.0f} requests a second alone"
     busy = f"{summary.generator_busy:.0%} busy"
-    table.add_row("load generator", f"{summary.generator_processes} processes, {busy}{alone}")
+    table.add_row("load generator", f"{summary.generator_processes} processes, {busy}")
+    if summary.generator_ceiling is not None:
+        table.add_row("load generator alone", f"{summary.generator_ceiling:.0f} requests a second")
     console = Console()
     console.print(table)
     if summary.generator_limits:
