@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PROTOCOL_VERSION = 1
 
+ActionKind = Literal["delta_osc", "velocity", "position"]
 NormalizationMode = Literal["mean_std", "min_max", "q01_q99", "identity"]
-Orientation = Literal["opengl", "rotated_180"]
+Orientation = Literal["opengl", "rotated_180", "upright"]
 
 
 class FrozenModel(BaseModel):
@@ -30,7 +31,8 @@ class Camera(FrozenModel):
     or recorded. A client that can choose renders at that size, turns the image to
     ``orientation`` and resizes it bilinearly (:func:`reflexarc.contract.images.prepare_image`).
     ``opengl`` is the image as LIBERO renders it (upside-down); ``rotated_180`` is that image
-    turned by half a turn, as most LIBERO clients send it.
+    turned by half a turn, as most LIBERO clients send it. ``upright`` is the image of a camera
+    that stands as it should, taken as it comes.
     """
 
     name: str
@@ -110,12 +112,14 @@ class Gripper(FrozenModel):
 class ActionSpec(FrozenModel):
     """An action chunk: ``float32 (horizon, dimension)``, first row to be executed first.
 
-    ``low`` and ``high`` bound each dimension of an executable action in its own units.
+    ``low`` and ``high`` bound each dimension of an executable action in its own units. Actions of
+    the kinds ``delta_osc`` and ``velocity`` stand still at zero; ``position`` holds targets (of
+    joints or poses), which stand still where they are.
     """
 
     names: tuple[str, ...]
     horizon: Annotated[int, Field(ge=1, le=1024)]
-    kind: Literal["delta_osc", "velocity"]
+    kind: ActionKind
     control_hz: Annotated[float, Field(gt=0)]
     low: tuple[float, ...]
     high: tuple[float, ...]

@@ -211,7 +211,7 @@ def _image_remarks(episode: Episode) -> list[str]:
         blank = 0
         for start in range(0, len(episode.image_steps), _FRAMES_AT_ONCE):
             stop = min(start + _FRAMES_AT_ONCE, len(episode.image_steps))
-            pixels = episode.images(camera, range(start, stop))  # type: ignore[arg-type]
+            pixels = episode.images(camera, range(start, stop))
             flat = pixels.reshape(len(pixels), -1, 3)
             blank += int((flat == flat[:, :1]).all(axis=(1, 2)).sum())
         if blank:

@@ -10,15 +10,15 @@ used in forked or spawned workers.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from reflexarc.contract.errors import DatasetError
+from reflexarc.data.dataset import FloatRows, FrameIndices, Labels
 from reflexarc.data.libero_layout import (
     ACTION_DIMENSION,
     CAMERA_DATASETS,
@@ -29,8 +29,7 @@ from reflexarc.data.libero_layout import (
     require_dataset,
 )
 
-FloatRows = npt.NDArray[np.float64]
-Labels = Literal["executed", "expert"]
+__all__ = ["Episode", "FloatRows", "Labels"]
 
 
 @dataclass(frozen=True, eq=False)  # arrays inside: two episodes are equal when they are one
@@ -49,6 +48,7 @@ class Episode:
         image_steps: ``int64 (F,)``, steps t at which an image precedes action t.
         image_shape: ``(H, W, 3)`` of the stored images.
         seed: of the simulator's reset, where the file says it.
+        weight: how often an epoch of training sees each of its samples.
     """
 
     path: Path
@@ -62,6 +62,7 @@ class Episode:
     image_steps: npt.NDArray[np.int64] = field(repr=False)
     image_shape: tuple[int, int, int]
     seed: int | None = None
+    weight: float = 1.0
 
     def actions(self) -> FloatRows:
         """``float64 (T, 7)`` as recorded: OSC deltas, gripper last. DatasetError if not finite."""
@@ -119,21 +120,19 @@ class Episode:
         parts = [self._rows(f"obs/{key}", 0, width) for key, width in STATE_PARTS[layout]]
         return np.concatenate(parts, axis=1)
 
-    def images(
-        self,
-        camera: Literal["agentview", "eye_in_hand"],
-        frame_indices: Sequence[int] | npt.NDArray[np.integer],
-    ) -> npt.NDArray[np.uint8]:
+    def image_size(self, camera: str) -> tuple[int, int]:
+        """Height and width of the stored images; DatasetError for an unknown camera."""
+        _check_camera(camera)
+        return self.image_shape[0], self.image_shape[1]
+
+    def images(self, camera: str, frame_indices: FrameIndices) -> npt.NDArray[np.uint8]:
         """``uint8 (n, H, W, 3)`` in raw OpenGL orientation (upside-down).
 
         Args:
             camera: which of the two.
             frame_indices: indices into ``image_steps``, in any order, repeats allowed.
         """
-        if camera not in CAMERA_DATASETS:
-            raise DatasetError(
-                f"camera {camera!r} is unknown; known: {', '.join(CAMERA_DATASETS)}", field="camera"
-            )
+        _check_camera(camera)
         indices = np.asarray(frame_indices, dtype=np.int64).reshape(-1)
         frames = len(self.image_steps)
         if indices.size and not (indices.min() >= 0 and indices.max() < frames):
@@ -185,3 +184,10 @@ class Episode:
             list(self.image_shape),
             self.image_steps.tolist(),
         ]
+
+
+def _check_camera(camera: str) -> None:
+    if camera not in CAMERA_DATASETS:
+        raise DatasetError(
+            f"camera {camera!r} is unknown; known: {', '.join(CAMERA_DATASETS)}", field="camera"
+        )

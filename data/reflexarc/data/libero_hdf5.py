@@ -27,6 +27,14 @@ import numpy as np
 import numpy.typing as npt
 
 from reflexarc.contract.errors import DatasetError
+from reflexarc.contract.policy_contract import (
+    LIBERO_STATES,
+    ActionSpec,
+    Orientation,
+    StateSpec,
+    libero_action,
+)
+from reflexarc.data.dataset import DatasetEpisode
 from reflexarc.data.libero_episode import Episode
 from reflexarc.data.libero_layout import (
     ACTION_DIMENSION,
@@ -47,6 +55,29 @@ class LiberoDataset:
     """Episodes of one or more files, in natural order of file and demo."""
 
     episodes: list[Episode]
+    orientations: tuple[Orientation, ...] = ("rotated_180", "opengl")
+    cameras: tuple[str, ...] = tuple(CAMERA_DATASETS)
+
+    def subset(self, episodes: Sequence[DatasetEpisode]) -> LiberoDataset:
+        """These of its episodes alone."""
+        chosen = {id(episode) for episode in episodes}
+        return LiberoDataset([episode for episode in self.episodes if id(episode) in chosen])
+
+    def state_spec(self, layout: str) -> StateSpec:
+        """The state in one of LIBERO's two layouts; DatasetError for another."""
+        if layout not in LIBERO_STATES:
+            raise DatasetError(
+                f"state layout {layout!r} is unknown; known: {', '.join(LIBERO_STATES)}",
+                field="layout",
+            )
+        return LIBERO_STATES[layout]
+
+    def action_spec(self, horizon: int) -> ActionSpec:
+        """LIBERO's action."""
+        return libero_action(horizon)
+
+    def check_images(self) -> None:
+        """Nothing: opening has checked the shapes, and a cut file does not open."""
 
     @property
     def instructions(self) -> list[str]:

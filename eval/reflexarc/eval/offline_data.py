@@ -112,8 +112,7 @@ class _Frames:
             }
             self._prepared[step] = {
                 camera.name: prepare_image(
-                    camera,
-                    self._episode.images(camera.name, [self._index[step]])[0],  # type: ignore[arg-type]
+                    camera, self._episode.images(camera.name, [self._index[step]])[0]
                 )
                 for camera in self._contract.cameras
             }

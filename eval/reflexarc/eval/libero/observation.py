@@ -93,6 +93,8 @@ def _camera_mismatches(contract: PolicyContract) -> list[tuple[str, str]]:
         key = f"cameras.{camera.name}"
         if camera.name not in LIBERO_CAMERAS:
             found.append((key, f"LIBERO has the cameras {', '.join(LIBERO_CAMERAS)}"))
+        if camera.orientation == "upright":
+            found.append((key, "LIBERO gives opengl or rotated_180, asked for upright"))
         if camera.source_height != camera.source_width:
             size = f"{camera.source_height}x{camera.source_width}"
             found.append((key, f"LIBERO renders square images, the contract's source is {size}"))

@@ -96,7 +96,7 @@ def observation_from_request(contract: PolicyContract, message: object) -> Obser
 
 def _oriented(camera: Camera, image: Any) -> Any:
     """openpi's clients resize by themselves, so that an image of another size is an error."""
-    if camera.orientation == "rotated_180":
+    if camera.orientation != "opengl":
         return image
     if not isinstance(image, np.ndarray) or image.ndim != 3:
         key = CAMERA_KEYS[camera.name]
