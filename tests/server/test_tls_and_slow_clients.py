@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+from websockets.sync.client import connect
 
 from reflexarc.client import HttpPolicyClient, PolicyClient
 from reflexarc.contract import Observation
@@ -113,9 +114,11 @@ def test_who_takes_forever_to_ask_is_dropped(monkeypatch: pytest.MonkeyPatch, pa
         slow.sendall(part)
         assert is_ended(slow)
         assert web.get("/livez").status_code == 200, "a connection that asks in time lives on"
-        with PolicyClient(server.url) as client:
-            time.sleep(0.5)  # a websocket's head has come
-            assert client.contract.family
+        with connect(f"{server.url}/v1/policy") as long_open:
+            long_open.recv(timeout=20)
+            time.sleep(0.8)  # a websocket's head has come, and it has no body
+            long_open.send(b"")
+            assert b"codec" in long_open.recv(timeout=20)
 
 
 def test_sockets_far_above_the_cap_are_closed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

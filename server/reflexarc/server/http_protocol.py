@@ -41,6 +41,7 @@ class PolicyHttpProtocol(H11Protocol):  # type: ignore[misc]
         self._max_connections = max_connections
         self._stage: Any = None
         self._timer: asyncio.TimerHandle | None = None
+        self._upgraded = False
         self.admitted = False
 
     def connection_made(self, transport: Any) -> None:
@@ -58,6 +59,12 @@ class PolicyHttpProtocol(H11Protocol):  # type: ignore[misc]
         super().connection_lost(exc)
         self._stop_timer()
 
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        # h11 goes on to wait for a body, which does not come: the connection is another's now.
+        self._upgraded = True
+        self._stop_timer()
+        super().handle_websocket_upgrade(event)
+
     def _should_upgrade(self) -> bool:
         # Called once a request, when its headers are there and before anybody answers it.
         if not self.admitted:
@@ -69,7 +76,7 @@ class PolicyHttpProtocol(H11Protocol):  # type: ignore[misc]
     def _watch(self) -> None:
         """Give the part of a request that is due now its time, once."""
         stage = self.conn.their_state
-        if stage is self._stage:
+        if stage is self._stage or self._upgraded:
             return
         self._stop_timer()
         self._stage = stage
