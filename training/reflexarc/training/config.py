@@ -21,6 +21,7 @@ from reflexarc.contract.policy_contract import (
 from reflexarc.data.libero_episode import Labels
 from reflexarc.training.config_base import Fraction, NotNegative, Positive, RecipeModel
 from reflexarc.training.config_objectives import FlowMatchingConfig, ObjectiveConfig
+from reflexarc.training.config_reporting import ReportingConfig
 
 
 class ContractConfig(RecipeModel):
@@ -103,9 +104,10 @@ class LoopConfig(RecipeModel):
     """Length of the run, batches, and what happens every so often.
 
     Exactly one of ``epochs`` and ``steps``. ``validate_every`` counts epochs when the run is
-    given in epochs, else optimiser steps, and so does ``checkpoint_every``. With ``ema_decay``
-    the averaged weights are validated and served. ``best_metric`` is one that the objective
-    reports on held-out episodes, by default the objective's own choice; less is better.
+    given in epochs, else optimiser steps, and so do ``checkpoint_every`` and ``keep_every``. With
+    ``ema_decay`` the averaged weights are validated and served. ``best_metric`` is one that the
+    objective reports on held-out episodes, by default the objective's own choice; less is better.
+    ``last``, the best ``keep_best`` checkpoints by it, and those of every ``keep_every`` are kept.
     """
 
     batch_size: Positive = 64
@@ -117,6 +119,8 @@ class LoopConfig(RecipeModel):
     log_every: Positive = 20
     validate_every: Positive = 1
     checkpoint_every: Positive = 1
+    keep_best: Positive = 1
+    keep_every: Positive | None = None
     best_metric: str | None = None
     sampling_steps: Positive | None = None
 
@@ -197,3 +201,4 @@ class Recipe(Trained):
     language: LanguageConfig = LanguageConfig()
     contract: ContractConfig = ContractConfig()
     data: DataConfig = DataConfig()
+    reporting: ReportingConfig = ReportingConfig()

@@ -2,7 +2,10 @@
 
 recipe.yaml            the whole resolved recipe
 metrics.jsonl          one line a log interval and a validation
+train.log              the same in plain text, and what else happened
+tensorboard/           events
 checkpoints/step_…/    checkpoints; only the newest holds ``training_state/``
+checkpoints/ranking.json   metrics of the best of them
 last, best             one line each: the path of a checkpoint, relative to the run's folder
 summary.json           written when the run is complete
 run.lock               held by the process that trains here
@@ -12,7 +15,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,6 +54,9 @@ class RunFolder:
         self.recipe = path / "recipe.yaml"
         self.metrics = path / "metrics.jsonl"
         self.summary = path / "summary.json"
+        self.log = path / "train.log"
+        self.tensorboard = path / "tensorboard"
+        self.wandb_run_id = path / "wandb_run_id"
         self.checkpoints = path / "checkpoints"
 
     def has_run(self) -> bool:
@@ -59,12 +65,23 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what a training run wrote here, and nothing else."""
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
-        for path in (self.recipe, self.metrics, self.summary, *map(self._pointer, _POINTERS)):
+        for folder in (self.checkpoints, self.tensorboard):
+            shutil.rmtree(folder, ignore_errors=True)
+        files = (self.recipe, self.metrics, self.summary, self.log, self.wandb_run_id)
+        for path in (*files, *map(self._pointer, _POINTERS)):
             path.unlink(missing_ok=True)
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step_{step:08d}"
+
+    def checkpoint_folders(self) -> dict[int, Path]:
+        """Step to folder of every checkpoint that stands here, whole or not, in order."""
+        found = {}
+        for folder in self.checkpoints.glob("step_*"):
+            digits = folder.name.removeprefix("step_")
+            if folder.is_dir() and digits.isdecimal():
+                found[int(digits)] = folder
+        return dict(sorted(found.items()))
 
     def pointed(self, name: str) -> Path | None:
         """The checkpoint that ``last`` or ``best`` names; None before the first.
@@ -86,13 +103,13 @@ class RunFolder:
         """Let ``last`` or ``best`` name this checkpoint."""
         write_text(self._pointer(name), f"{checkpoint.relative_to(self.path).as_posix()}\n")
 
-    def discard_old_checkpoints(self) -> None:
-        """Keep what ``last`` and ``best`` name; training state only in ``last``."""
+    def discard_old_checkpoints(self, kept: Collection[Path] = ()) -> None:
+        """Keep what ``last`` and ``best`` name, and ``kept``; training state only in ``last``."""
         last, best = self.pointed("last"), self.pointed("best")
         for folder in self.checkpoints.iterdir():
             if not folder.is_dir():
-                continue  # not ours: a file browser's, say
-            if folder not in (last, best):
+                continue  # the ranking, and what is not ours: a file browser's, say
+            if folder not in (last, best, *kept):
                 shutil.rmtree(folder)
             elif folder != last:
                 shutil.rmtree(folder / TRAINING_STATE, ignore_errors=True)

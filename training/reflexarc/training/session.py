@@ -169,8 +169,10 @@ def use_threads(count: int | None) -> int:
 
 
 def _refuse_other_recipe(before: Recipe, now: Recipe, output: Path) -> None:
-    # The files may have moved; that they are the same is checked by their fingerprint.
-    differences = [d for d in recipe_differences(before, now) if not d.startswith("data.paths:")]
+    # The files may have moved; that they are the same is checked by their fingerprint. What a run
+    # reports and keeps may change on the way.
+    free = ("data.paths:", "reporting.", "training.keep_best:", "training.keep_every:")
+    differences = [d for d in recipe_differences(before, now) if not d.startswith(free)]
     if differences:
         raise ConfigError(
             f"{output} was trained by another recipe, so it cannot be resumed by this one: "
