@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +13,10 @@ import torch
 from reflexarc.contract.errors import ConfigError
 from reflexarc.training.config import Recipe
 from reflexarc.training.estimate import Estimate, check_disk, estimate
-from reflexarc.training.feature_store.holding import hold_features
+from reflexarc.training.feature_memory import hold_features
 from reflexarc.training.outcome import Outcome, summary_of
 from reflexarc.training.preparation import Preparation, prepare
 from reflexarc.training.recipe_files import load_recipe, recipe_differences, recipe_to_yaml
-from reflexarc.training.reporting import open_reporters
 from reflexarc.training.run_folder import RunFolder, write_text
 from reflexarc.training.starting_weights import check_stage, open_start, required_start
 from reflexarc.training.trainer import Trainer
@@ -138,12 +136,7 @@ def execute(
     preparation = planned.preparation
     features = preparation.features(planned.feature_cache, progress=progress_bar)
     held = hold_features(features.arrays, planned.device)
-    if features.remark:
-        log(f"features computed anew: {features.remark}")
-    log(
-        f"frame features: {features.found:,} of {features.needed:,} rows found in "
-        f"{features.path}; {features.bytes / 2**20:,.1f} MiB, {held.place}"
-    )
+    log(f"frame features: {features.bytes / 2**20:,.1f} MiB, {held.place}")
     train, held_out = preparation.sources(held.rows, features.first_rows)
     trainer = Trainer(
         preparation.recipe,
@@ -157,12 +150,9 @@ def execute(
         run,
         progress_bar=progress_bar,
     )
-    resumed = trainer.resume()
-    with closing(open_reporters(run, preparation.recipe, step=trainer.progress.step)) as reporter:
-        if resumed:
-            log(f"resuming at step {trainer.progress.step}")
-            reporter.message(f"resuming at step {trainer.progress.step}")
-        outcome = trainer.train(reporter)
+    if trainer.resume():
+        log(f"resuming at step {trainer.progress.step}")
+    outcome = trainer.train()
     # A run that was complete before is left as it stands.
     if outcome.stopped_by is None and not (outcome.steps_run == 0 and run.summary.is_file()):
         write_text(run.summary, json.dumps(summary_of(outcome), indent=2))
