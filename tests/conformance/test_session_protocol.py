@@ -67,7 +67,9 @@ def test_a_named_session_outlives_its_connection(server: BackgroundServer) -> No
         assert client.infer(second(session_id="kept")).session_id == "kept"
         url = f"{server.http_url}/v1/sessions/kept"
         assert httpx.delete(url).status_code == 200
-        assert httpx.delete(url).status_code == 404
+        unknown = httpx.delete(url)
+        assert unknown.status_code == 404
+        assert unknown.json()["error"]["code"] == "unknown_session"
         with pytest.raises(HistoryMissingError):
             client.infer(second(session_id="kept"))
 

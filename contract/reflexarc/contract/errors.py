@@ -115,6 +115,12 @@ class StaleReplyError(ReflexarcError):
     code = "stale_reply"
 
 
+class UnknownSessionError(ReflexarcError):
+    """Nothing is kept under the session's name: it never asked, was ended, or was idle too long."""
+
+    code = "unknown_session"
+
+
 class HistoryMissingError(ReflexarcError):
     """The server does not hold what a request leaves out; send the whole window again.
 

@@ -23,6 +23,7 @@ from reflexarc.contract.errors import (
     StaleReplyError,
     TooManyRequestsError,
     UnknownInstructionError,
+    UnknownSessionError,
 )
 from reflexarc.server.dialects import json_http, native
 from reflexarc.server.dialects.json_arrays import parse_json
@@ -100,8 +101,13 @@ def http_routes(service: PolicyService) -> APIRouter:
         try:
             if is_foreign(request):
                 return refused_page(request)
-            ended = await service.end_session(session_id)
-            return JSONResponse({"ended": ended}, status_code=200 if ended else 404)
+            if not await service.end_session(session_id):
+                raise UnknownSessionError(
+                    "nothing is kept under this session's name; it was ended, was idle for too "
+                    "long, or never asked",
+                    field="session_id",
+                )
+            return JSONResponse({"ended": True})
         except ReflexarcError as error:
             return _error_response(error, as_msgpack=False)
 
@@ -135,6 +141,8 @@ def http_routes(service: PolicyService) -> APIRouter:
 def status_of(error: ReflexarcError) -> int:
     if isinstance(error, FrameTooLargeError):
         return 413
+    if isinstance(error, UnknownSessionError):
+        return 404
     if isinstance(error, HistoryMissingError | StaleReplyError):
         return 409
     if isinstance(error, DeadlineExceededError):
