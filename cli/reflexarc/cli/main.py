@@ -18,10 +18,11 @@ from reflexarc.cli import (
     eval_report,
     evaluate,
     query,
+    runs,
     serve,
     train,
 )
-from reflexarc.cli.groups import checkpoint_app, data_app, eval_app
+from reflexarc.cli.groups import checkpoint_app, data_app, eval_app, runs_app
 from reflexarc.contract.errors import ReflexarcError
 
 app = typer.Typer(
@@ -43,6 +44,7 @@ GROUP_MODULES = (
     eval_report,
     eval_compare,
     eval_offline,
+    runs,
 )
 for module in (train, serve, query, bench, demo):
     if hasattr(module, "register"):
@@ -51,6 +53,7 @@ for module in (train, serve, query, bench, demo):
 app.add_typer(data_app, name="data")
 app.add_typer(eval_app, name="eval")
 app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(runs_app, name="runs")
 
 
 @app.command()

@@ -18,7 +18,13 @@ def register(app: typer.Typer) -> None:
 
 def train(
     recipe: Annotated[str, typer.Argument(help="A packaged recipe's name, or a YAML file.")],
-    output: Annotated[Path, typer.Option(help="Folder of the run: checkpoints and metrics.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the run: checkpoints and metrics; default: "
+            "runs/<name>_s<seed>_<time in UTC>."
+        ),
+    ] = None,
     data: Annotated[
         list[Path] | None,
         typer.Option(help="Demonstration file or folder, instead of the recipe's; repeatable."),
@@ -94,6 +100,7 @@ def train(
         paths = tuple(path.absolute() for path in data)
         changed = loaded.data.model_copy(update={"paths": paths})
         loaded = loaded.model_copy(update={"data": changed})
+    output = output or _own_folder(loaded.name, loaded.training.seed, resume=resume)
     if not dry_run:
         check_run_folder(loaded, output, resume=resume, fresh=fresh)
         check_start(loaded, recipe, output, init_from=init_from, resume=resume)
@@ -118,3 +125,20 @@ def train(
             "command and --resume."
         )
         raise typer.Exit(128 + outcome.stopped_by.value)
+
+
+def _own_folder(name: str, seed: int, *, resume: bool) -> Path:
+    """The folder of a run that was given none."""
+    from reflexarc.training.runs.naming import RUNS, new_run_folder, newest_run
+
+    if resume:
+        newest = newest_run(name, seed)
+        which = "the run's folder" if newest is None else f"the run's folder, such as {newest}"
+        raise ConfigError(f"--resume needs --output: name {which}", field="output")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Each process would look at its own clock.
+        raise ConfigError(
+            f"several processes train one run: give them one --output, such as {RUNS / name}",
+            field="output",
+        )
+    return new_run_folder(name, seed)

@@ -9,6 +9,7 @@ checkpoints/ranking.json   metrics of the best of them
 last, best             one line each: the path of a checkpoint, relative to the run's folder
 summary.json           written when the run is complete
 run.lock               held by the process that trains here
+process.json           which process that is, or how the last one ended
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from reflexarc.contract.errors import ConfigError
+from reflexarc.training.runs.process import LOCK_FILE, recorded_process
 
 TRAINING_STATE = "training_state"
 _POINTERS = ("last", "best")
@@ -32,18 +34,23 @@ _POINTERS = ("last", "best")
 def exclusive(output: Path) -> Iterator[None]:
     """Within the block no other process trains in this folder, which is made when it is absent.
 
+    ``process.json`` says which process does, and afterwards how it ended.
+
     Raises ConfigError when another one does. A killed process holds no lock.
     """
     output.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output / LOCK_FILE)
     try:
-        with FileLock(output / "run.lock", timeout=0):
-            yield
+        # Not at once: whoever looks whether a process trains here holds the lock for a moment.
+        held = lock.acquire(timeout=0.3, poll_interval=0.02)
     except Timeout as error:
         raise ConfigError(
-            f"another 'reflexarc train' is writing to {output}; wait for it, stop it, or name "
-            "another --output",
+            f"another 'reflexarc train' is writing to {output}; wait for it, stop it with "
+            f"'reflexarc runs stop {output}', or name another --output",
             field="output",
         ) from error
+    with held, recorded_process(output):
+        yield
 
 
 class RunFolder:
