@@ -23,8 +23,8 @@ from reflexarc.data.libero_hdf5 import LiberoDataset, open_libero
 from reflexarc.data.statistics import compute_statistics
 from reflexarc.policy.processing import Processor
 from reflexarc.policy.windows import pad_window
-from reflexarc.training import feature_memory
-from reflexarc.training.feature_memory import hold_features
+from reflexarc.training.feature_store import holding
+from reflexarc.training.feature_store.holding import hold_features
 from reflexarc.training.samples import (
     BatchOrder,
     BatchSource,
@@ -212,5 +212,5 @@ def test_a_batch_gathers_features_of_the_window_and_the_future(
 def test_features_that_would_fill_the_memory_stay_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = {"vision": np.zeros((10, 4), np.float16)}
     for free, place in ((81 * 4, "in memory"), (80 * 4, "on disk, memory-mapped")):
-        monkeypatch.setattr(feature_memory, "free_memory", lambda free=free: free)
+        monkeypatch.setattr(holding, "free_memory", lambda free=free: free)
         assert hold_features(arrays, torch.device("cpu")).place == place

@@ -52,10 +52,12 @@ class FrozenBackbone:
     Attributes:
         name: of the backbone.
         sha256: of its weights as they were loaded.
+        revision: of its files, where they have one: a hub's commit, a package's version.
     """
 
     name: str
     sha256: str
+    revision: str = ""
 
 
 @dataclass(frozen=True)

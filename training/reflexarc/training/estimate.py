@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,10 @@ from torch import Tensor
 from reflexarc.contract.errors import ConfigError
 from reflexarc.policy.checkpoint import trained_weights
 from reflexarc.policy.interface import Policy
-from reflexarc.training.features import embed_episode, find_features, stored_dtype
+from reflexarc.training.feature_store.building import existing_parent, free_disk
+from reflexarc.training.feature_store.dtypes import to_stored
+from reflexarc.training.feature_store.embedding import embed_episode
+from reflexarc.training.feature_store.store import find_features
 from reflexarc.training.freezing import set_training_mode
 from reflexarc.training.objective import Objective
 from reflexarc.training.optimization import trained_parameters
@@ -34,7 +36,8 @@ class Estimate:
             activations of one batch) and, on the CPU, what the process holds already.
         checkpoint: the newest checkpoint, with its training state.
         features: frame features on disk; ``features_cached`` when they are there already.
-        disk_needed: two checkpoints while the newest is written, the best, and the features.
+        disk_needed: two checkpoints while the newest is written, the best, and the features where
+            they lie on the same file system.
         disk_free: on the file system of the run's folder.
     """
 
@@ -68,6 +71,8 @@ def estimate(preparation: Preparation, output: Path, feature_cache: Path) -> Est
     best = _FLOAT * (sizes.policy + sizes.objective)
     checkpoint = 2 * best + _FLOAT * (2 * sizes.trained + averages)
     features = frame_bytes * (train + held_out)
+    disks = (existing_parent(path).stat().st_dev for path in (output, feature_cache))
+    elsewhere = len(set(disks)) > 1  # the store looks at its own disk before it computes
     return Estimate(
         train_samples=train,
         held_out_samples=held_out,
@@ -82,8 +87,8 @@ def estimate(preparation: Preparation, output: Path, feature_cache: Path) -> Est
         checkpoint=checkpoint,
         features=features,
         features_cached=cached is not None,
-        disk_needed=2 * checkpoint + best + (0 if cached else features),
-        disk_free=shutil.disk_usage(_existing_parent(output)).free,
+        disk_needed=2 * checkpoint + best + (0 if cached or elsewhere else features),
+        disk_free=free_disk(output),
     )
 
 
@@ -116,7 +121,7 @@ def check_disk(found: Estimate, output: Path) -> None:
     if found.disk_needed > found.disk_free:
         raise ConfigError(
             f"the run needs {found.disk_needed / 2**20:.0f} MiB on disk, "
-            f"{_existing_parent(output)} has {found.disk_free / 2**20:.0f} MiB free; "
+            f"{existing_parent(output)} has {found.disk_free / 2**20:.0f} MiB free; "
             "name another --output or --feature-cache",
             field="output",
         )
@@ -129,7 +134,7 @@ def _probe(preparation: Preparation) -> tuple[int, int]:
     preparation.policy.eval()
     rows = embed_episode(preparation.policy, episode, np.arange(count))
     features = {
-        name: torch.from_numpy(values.numpy().astype(stored_dtype(values)))
+        name: to_stored(values, preparation.recipe.data.feature_dtype, name)
         for name, values in rows.items()
     }
     frame_bytes = sum(values.nbytes for values in features.values()) // count
@@ -172,10 +177,3 @@ def _held_already(policy: Policy) -> int:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
     return _FLOAT * sum(parameter.numel() for parameter in policy.parameters())
-
-
-def _existing_parent(path: Path) -> Path:
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path

@@ -24,8 +24,9 @@ from reflexarc.policy.interface import Policy, Task, Tensors
 from reflexarc.policy.processing import Processor
 from reflexarc.training.config import DataConfig, Recipe
 from reflexarc.training.families import build_policy
-from reflexarc.training.feature_memory import FeatureRows
-from reflexarc.training.features import FrameFeatures, feature_key, frame_features
+from reflexarc.training.feature_store.dtypes import FeatureRows
+from reflexarc.training.feature_store.keys import FeatureKey, feature_key
+from reflexarc.training.feature_store.store import FrameFeatures, frame_features
 from reflexarc.training.freezing import freeze_modules, module_at
 from reflexarc.training.objective import Objective
 from reflexarc.training.objectives.making import make_objective
@@ -71,9 +72,11 @@ class Preparation:
         return self.train_episodes + self.held_out_episodes
 
     @cached_property
-    def feature_key(self) -> str:
+    def feature_key(self) -> FeatureKey:
         """Key of the frames' features in a feature store."""
-        return feature_key(self.policy, self.episodes, self.dataset_fingerprint)
+        return feature_key(
+            self.policy, self.episodes, self.dataset_fingerprint, self.recipe.data.feature_dtype
+        )
 
     def features(self, cache: Path, *, progress: bool = True) -> FrameFeatures:
         """Features of every frame, from the store in ``cache`` or computed into it."""

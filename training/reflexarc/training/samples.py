@@ -15,7 +15,7 @@ from reflexarc.contract.errors import ConfigError
 from reflexarc.data.libero_episode import Episode, Labels
 from reflexarc.policy.interface import Tensors
 from reflexarc.policy.processing import Processor
-from reflexarc.training.feature_memory import FeatureRows
+from reflexarc.training.feature_store.dtypes import FeatureRows, as_rows
 from reflexarc.training.objective import Batch
 from reflexarc.training.time_windows import (
     chunk_actions,
@@ -192,7 +192,7 @@ class BatchSource:
         self, samples: SampleTable, features: Mapping[str, FeatureRows], task: Tensors
     ) -> None:
         self.samples = samples
-        self._features = features
+        self._features = {name: as_rows(rows) for name, rows in features.items()}
         self._task = task
 
     def __len__(self) -> int:
@@ -228,11 +228,8 @@ class BatchSource:
         wanted = frame_row.flatten()
         window = {}
         for name, features in self._features.items():
-            if isinstance(features, Tensor):
-                rows = features.index_select(0, wanted.to(features.device))
-            else:
-                rows = torch.from_numpy(np.asarray(features[wanted.numpy()]))
-            if rows.dtype == torch.float16:
+            rows = features.index_select(0, wanted.to(features.device))
+            if rows.is_floating_point():
                 rows = rows.float()
             window[name] = rows.view(*frame_row.shape, *rows.shape[1:])
         window["state"] = state

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -86,7 +87,9 @@ class EfficientNetLite0(VisionBackbone):
         self.blocks = nn.ModuleList(_InvertedResidual(*block) for block in _BLOCKS)
         path = weights_path()
         self.identity = FrozenBackbone(
-            "efficientnet_lite0", hashlib.sha256(path.read_bytes()).hexdigest()
+            "efficientnet_lite0",
+            hashlib.sha256(path.read_bytes()).hexdigest(),
+            revision=version(_PACKAGE),
         )
         # weights_only: only tensors are unpickled. The file comes from an installed package and
         # its sha256 stands in every checkpoint.

@@ -35,7 +35,7 @@ class SiglipVision(VisionBackbone):
         folder = model_folder(path)
         super().__init__(pool)
         self._normalise_by(*image_statistics(folder))
-        self.identity = FrozenBackbone("siglip", weights_sha256(folder))
+        self.identity = FrozenBackbone("siglip", weights_sha256(folder), _revision(folder))
         self.model = _load(folder)
         config = self.model.config
         self.channels = int(config.hidden_size)
@@ -79,6 +79,11 @@ def model_folder(path: str) -> Path:
             f"vision.path: {path!r} is no folder here and the hub does not give it "
             f"({type(error).__name__}: {str(error)[:200]}); download the model and name its folder"
         ) from error
+
+
+def _revision(folder: Path) -> str:
+    """The commit of a hub's snapshot; empty for a folder that came otherwise."""
+    return folder.name if folder.parent.name == "snapshots" else ""
 
 
 def weights_sha256(folder: Path) -> str:

@@ -10,7 +10,7 @@ from reflexarc.data.libero_episode import Episode
 from reflexarc.policy.interface import Policy, Task
 from reflexarc.training.config import Recipe
 from reflexarc.training.config_objectives import FlowMatchingConfig
-from reflexarc.training.features import embed_episode
+from reflexarc.training.feature_store.embedding import embed_episode
 from reflexarc.training.objective import Objective
 from reflexarc.training.objectives.flow_matching import FlowMatchingObjective
 from reflexarc.training.objectives.temporal_jepa import TemporalJEPAObjective

@@ -17,13 +17,10 @@ from reflexarc.contract.errors import ConfigError
 from reflexarc.data.libero_episode import Episode
 from reflexarc.policy.checkpoint import LoadedPolicy
 from reflexarc.policy.interface import Policy, Task
-from reflexarc.training.feature_memory import FeatureRows
-from reflexarc.training.features import (
-    embed_episode,
-    feature_key,
-    find_features,
-    frame_features,
-)
+from reflexarc.training.feature_store.dtypes import FeatureRows
+from reflexarc.training.feature_store.embedding import embed_episode
+from reflexarc.training.feature_store.keys import feature_key
+from reflexarc.training.feature_store.store import find_features, frame_features
 from reflexarc.training.objective import Batch
 from reflexarc.training.probe.episodes import Split
 from reflexarc.training.samples import BatchSource, build_samples

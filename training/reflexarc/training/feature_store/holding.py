@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from reflexarc.training.features import FeatureArray
-
-FeatureRows: TypeAlias = Tensor | FeatureArray
+from reflexarc.training.feature_store.dtypes import FeatureArray, as_rows
 
 _COMFORTABLE = 0.25
 _MEMORY_INFO = Path("/proc/meminfo")
@@ -26,11 +23,11 @@ class HeldFeatures:
     """Features by name, rows first.
 
     Attributes:
-        rows: tensors where they are held in memory, else the memory-mapped arrays.
+        rows: tensors in memory, or over the memory-mapped files.
         place: where that is, in words.
     """
 
-    rows: Mapping[str, FeatureRows]
+    rows: Mapping[str, Tensor]
     place: str
 
 
@@ -44,7 +41,7 @@ def hold_features(arrays: Mapping[str, FeatureArray], device: torch.device) -> H
         return HeldFeatures({n: _load(a).to(device) for n, a in arrays.items()}, f"on {device}")
     if size < _COMFORTABLE * free_memory():
         return HeldFeatures({n: _load(a) for n, a in arrays.items()}, "in memory")
-    return HeldFeatures(arrays, "on disk, memory-mapped")
+    return HeldFeatures({n: as_rows(a) for n, a in arrays.items()}, "on disk, memory-mapped")
 
 
 def free_memory() -> int:
@@ -59,4 +56,4 @@ def free_memory() -> int:
 
 
 def _load(array: FeatureArray) -> Tensor:
-    return torch.from_numpy(np.array(array))
+    return as_rows(np.array(array))
