@@ -20,6 +20,7 @@ from reflexarc.policy.layers.vicreg import vicreg_terms
 from reflexarc.policy.processing import Processor
 from reflexarc.policy.statevla.model import StateVLA
 from reflexarc.training.config_objectives import TemporalJEPAConfig
+from reflexarc.training.distributed import TrainedModules
 from reflexarc.training.objective import Batch
 from reflexarc.training.objectives.temporal_jepa import TemporalJEPAObjective, ema_momentum
 from reflexarc.training.objectives.temporal_predictor import TemporalPredictor
@@ -355,7 +356,8 @@ def test_validation_does_not_depend_on_how_held_out_samples_fall_into_batches() 
     processor = Processor(contract, statistics)
 
     def validated(batch_size: int) -> dict[str, float]:
-        return validate(policy, objective, source, processor, batch_size=batch_size, seed=0)
+        modules = TrainedModules(policy, objective)
+        return validate(modules, source, processor, batch_size=batch_size, seed=0)
 
     split, whole = validated(7), validated(ROWS)
     for name in ("prediction", "identity", "mse_over_identity"):

@@ -162,6 +162,13 @@ class Policy(nn.Module, ABC):
         """Module path to the identity of pretrained weights that checkpoints name, not copy."""
         return {}
 
+    def blocks(self) -> Sequence[nn.Module]:
+        """Repeated blocks that hold most weights and activations; none of them inside another.
+
+        Training may compute one anew in the backward pass, and divides the weights by them.
+        """
+        return ()
+
     def component_parameters(self) -> Mapping[str, int]:
         """Number of trained parameters by component, for reports and for tests that pin them."""
         return {

@@ -19,13 +19,7 @@ from reflexarc.contract.policy_contract import (
     Orientation,
 )
 from reflexarc.data.libero_episode import Labels
-from reflexarc.training.config_base import (
-    FeatureDtype,
-    Fraction,
-    NotNegative,
-    Positive,
-    RecipeModel,
-)
+from reflexarc.training.config_base import Fraction, NotNegative, Positive, RecipeModel
 from reflexarc.training.config_objectives import FlowMatchingConfig, ObjectiveConfig
 from reflexarc.training.config_reporting import ReportingConfig
 
@@ -70,7 +64,6 @@ class DataConfig(RecipeModel):
     ``alignment`` says whether observations stand before or after their action, in files that do
     not show it. ``labels`` says which actions the policy learns, and so which the statistics are
     of: those that were executed, or their mean over the noise injected while collecting.
-    ``feature_dtype`` is how the features of frames are stored (``fp16``, ``bf16``, ``fp32``).
     """
 
     suite: str = "libero_object"
@@ -81,7 +74,6 @@ class DataConfig(RecipeModel):
     split_seed: int = 0
     alignment: Literal["before_action", "after_action"] | None = None
     labels: Labels = "executed"
-    feature_dtype: FeatureDtype = "fp16"
 
 
 class OptimizerConfig(RecipeModel):
@@ -116,13 +108,23 @@ class LoopConfig(RecipeModel):
     ``ema_decay`` the averaged weights are validated and served. ``best_metric`` is one that the
     objective reports on held-out episodes, by default the objective's own choice; less is better.
     ``last``, the best ``keep_best`` checkpoints by it, and those of every ``keep_every`` are kept.
+
+    ``batch_size`` is that of an optimiser step, over all processes and passes: ``accumulate``
+    computes it in so many passes, each with that part of the memory. What carries a mean over all
+    rows is not changed by it; statistics of a batch (VICReg's) are those of a pass.
+    ``activation_checkpointing`` computes each block of the policy anew in the backward pass
+    instead of keeping what it held. ``loader_workers`` threads read batches ahead; their number
+    changes no batch.
     """
 
     batch_size: Positive = 64
+    accumulate: Positive = 1
     epochs: Positive | None = None
     steps: Positive | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    activation_checkpointing: bool = False
+    loader_workers: Annotated[int, Field(ge=0, le=256)] = 0
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     log_every: Positive = 20
     validate_every: Positive = 1

@@ -9,3 +9,9 @@ class TrainingDivergedError(ReflexarcError):
     """A loss or gradient that is not finite; the step is named and nothing was overwritten."""
 
     code = "training_diverged"
+
+
+class DiskFullError(ReflexarcError):
+    """The disk took no more while the run was written; what stood there before is whole."""
+
+    code = "disk_full"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -28,15 +28,39 @@ class Interval:
 
     def close(self, step: int) -> tuple[Metrics, float]:
         """Means of the interval that ends at ``step``, and its samples a second."""
-        names = list(self.steps[0])
-        table = torch.stack([torch.stack([row[n].float() for n in names]) for row in self.steps])
-        first = step - len(self.steps) + 1
-        for offset, row in enumerate(table.tolist()):
-            refuse_not_finite(dict(zip(names, row, strict=True)), f"in step {first + offset}")
+        names, table = self._table()
+        self._refuse_not_finite(step, names, table)
         speed = self._samples / max(time.monotonic() - self._began, 1e-9)
         self.steps, self._samples = [], 0
         self.restart_clock()
         return dict(zip(names, table.mean(0).tolist(), strict=True)), speed
+
+    def rows(self, step: int) -> list[Metrics]:
+        """What was measured since the last line, one map a step, up to step ``step``."""
+        if not self.steps:
+            return []
+        names, table = self._table()
+        self._refuse_not_finite(step, names, table)
+        return [dict(zip(names, row, strict=True)) for row in table.tolist()]
+
+    def restore(self, rows: Sequence[Metrics], device: torch.device) -> None:
+        """Go on from the ``rows`` of a process that stopped between two lines."""
+        self.steps = [
+            {name: torch.tensor(value, device=device) for name, value in row.items()}
+            for row in rows
+        ]
+
+    def _table(self) -> tuple[list[str], Tensor]:
+        """Names, and ``float32 (steps, names)``."""
+        names = list(self.steps[0])
+        rows = [torch.stack([row[n].float() for n in names]) for row in self.steps]
+        return names, torch.stack(rows)
+
+    @staticmethod
+    def _refuse_not_finite(step: int, names: list[str], table: Tensor) -> None:
+        first = step - len(table) + 1
+        for offset, row in enumerate(table.tolist()):
+            refuse_not_finite(dict(zip(names, row, strict=True)), f"in step {first + offset}")
 
     def restart_clock(self) -> None:
         """Leave out the time that validation or a checkpoint took."""

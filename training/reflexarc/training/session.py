@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,12 @@ import torch
 from reflexarc.contract.errors import ConfigError
 from reflexarc.training.config import Recipe
 from reflexarc.training.estimate import Estimate, check_disk, estimate
-from reflexarc.training.feature_store.holding import hold_features
+from reflexarc.training.feature_memory import hold_features
 from reflexarc.training.outcome import Outcome, summary_of
+from reflexarc.training.precision import check_precision
 from reflexarc.training.preparation import Preparation, prepare
 from reflexarc.training.recipe_files import load_recipe, recipe_differences, recipe_to_yaml
+from reflexarc.training.reporting import Reporters, open_reporters
 from reflexarc.training.run_folder import RunFolder, write_text
 from reflexarc.training.starting_weights import check_stage, open_start, required_start
 from reflexarc.training.trainer import Trainer
@@ -46,6 +49,7 @@ def plan(
     ``init_from`` is the run or the checkpoint that a later stage takes its weights from. Without
     it they are random: enough for a plan, and for a run that has checkpoints of its own.
     """
+    check_precision(recipe.training.precision, device)
     cache = feature_cache or output.absolute().parent / "feature_cache"
     start = None
     if init_from is not None:
@@ -136,12 +140,7 @@ def execute(
     preparation = planned.preparation
     features = preparation.features(planned.feature_cache, progress=progress_bar)
     held = hold_features(features.arrays, planned.device)
-    if features.remark:
-        log(f"features computed anew: {features.remark}")
-    log(
-        f"frame features: {features.found:,} of {features.needed:,} rows found in "
-        f"{features.path}; {features.bytes / 2**20:,.1f} MiB, {held.place}"
-    )
+    log(f"frame features: {features.bytes / 2**20:,.1f} MiB, {held.place}")
     train, held_out = preparation.sources(held.rows, features.first_rows)
     trainer = Trainer(
         preparation.recipe,
@@ -155,9 +154,15 @@ def execute(
         run,
         progress_bar=progress_bar,
     )
-    if trainer.resume():
-        log(f"resuming at step {trainer.progress.step}")
-    outcome = trainer.train()
+    resumed = trainer.resume()
+    at = trainer.progress.step
+    complete = at == trainer.total_steps
+    reporters = Reporters() if complete else open_reporters(run, preparation.recipe, step=at)
+    with closing(reporters) as reporter:
+        if resumed:
+            log(f"resuming at step {at}")
+            reporter.message(f"resuming at step {at}")
+        outcome = trainer.train(reporter)
     # A run that was complete before is left as it stands.
     if outcome.stopped_by is None and not (outcome.steps_run == 0 and run.summary.is_file()):
         write_text(run.summary, json.dumps(summary_of(outcome), indent=2))
@@ -176,7 +181,13 @@ def use_threads(count: int | None) -> int:
 def _refuse_other_recipe(before: Recipe, now: Recipe, output: Path) -> None:
     # The files may have moved; that they are the same is checked by their fingerprint. What a run
     # reports and keeps may change on the way.
-    free = ("data.paths:", "reporting.", "training.keep_best:", "training.keep_every:")
+    free = (
+        "data.paths:",
+        "reporting.",
+        "training.keep_best:",
+        "training.keep_every:",
+        "training.loader_workers:",
+    )
     differences = [d for d in recipe_differences(before, now) if not d.startswith(free)]
     if differences:
         raise ConfigError(

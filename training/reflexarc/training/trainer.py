@@ -6,14 +6,11 @@ and resumed ends with the same weights as one that was not (on CPU, with the sam
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import nn
 from tqdm import tqdm
 
 from reflexarc.contract import NormalizationStatistics
@@ -21,18 +18,21 @@ from reflexarc.contract.errors import ConfigError
 from reflexarc.policy.interface import Policy
 from reflexarc.policy.processing import Processor
 from reflexarc.training.config import Recipe
+from reflexarc.training.distributed.engine import Engine, TrainedModules
 from reflexarc.training.freezing import set_training_mode
+from reflexarc.training.kept_checkpoints import KeptCheckpoints
 from reflexarc.training.metrics import Interval, refuse_not_finite
 from reflexarc.training.objective import Objective
-from reflexarc.training.optimization import AveragedWeights, make_optimizer, trained_parameters
 from reflexarc.training.outcome import Outcome
+from reflexarc.training.reporting import Reporters, RunReporter
 from reflexarc.training.run_folder import RunFolder
-from reflexarc.training.samples import BatchOrder, BatchSource, derived_seed, seeded_generator
-from reflexarc.training.saving import save_training_checkpoint
-from reflexarc.training.schedule import learning_rate_factor
+from reflexarc.training.samples import BatchSource
+from reflexarc.training.saving import naming_a_full_disk, save_training_checkpoint
 from reflexarc.training.starting_weights import kept_origin
+from reflexarc.training.step_clock import memory_values
 from reflexarc.training.stopping import StopRequest
 from reflexarc.training.training_state import Progress, load_training_state, training_tensors
+from reflexarc.training.training_step import TrainingStep
 from reflexarc.training.validation import validate
 
 
@@ -48,6 +48,7 @@ class Trainer:
         provenance: what every checkpoint says beside position and metrics.
         run: where to write.
         progress_bar: whether to draw one.
+        engine: the processes that share the run; one alone by default.
     """
 
     def __init__(
@@ -63,24 +64,27 @@ class Trainer:
         run: RunFolder,
         *,
         progress_bar: bool = True,
+        engine: Engine | None = None,
     ) -> None:
         self.recipe, self.loop = recipe, recipe.training
-        self.policy, self.objective = policy, objective
-        self.train_source, self.held_out = train, held_out
+        self.policy, self.objective, self.held_out = policy, objective, held_out
         self.processor, self.statistics = processor, statistics
         self.provenance, self.run = provenance, run
-        self.modules = nn.ModuleDict({"policy": policy, "objective": objective})
-        scales = {f"policy.{path}": f for path, f in recipe.learning_rate_scale.items()}
-        self.optimizer = make_optimizer(self.modules, recipe.optimizer, scales)
-        self._trained = list(trained_parameters(self.modules).values())
-        decay = self.loop.ema_decay
-        self.averaged = None if decay is None else AveragedWeights(policy, decay)
-        self.order = BatchOrder(len(train), self.loop.batch_size, self.loop.seed)
-        self.total_steps = self.loop.steps or (self.loop.epochs or 0) * self.order.steps_per_epoch
+        self.engine = engine or Engine(policy.device)
+        self.modules = TrainedModules(policy, objective)
+        self.stepper = TrainingStep(recipe, self.modules, train, self.engine)
+        self.order, self.total_steps = self.stepper.order, self.stepper.total_steps
+        self.kept = KeptCheckpoints(
+            run,
+            best=self.loop.keep_best,
+            every=self.loop.keep_every and self.loop.keep_every * self._unit,
+            writes=self.engine.is_first,
+        )
         self.progress = Progress(statistics.dataset_fingerprint)
         self._interval = Interval()
         self._stop = StopRequest()
-        self._show = progress_bar
+        self._reporter: RunReporter = Reporters()
+        self._show = progress_bar and self.engine.is_first
 
     def resume(self) -> bool:
         """Continue where ``last`` stands; False when there is no checkpoint yet.
@@ -91,7 +95,10 @@ class Trainer:
         if last is None:
             return False
         now = self.progress.dataset_fingerprint
-        self.progress = load_training_state(last, self.modules, self.optimizer, self.averaged)
+        step = self.stepper
+        self.progress = load_training_state(
+            last, self.modules, step.optimizer, step.averaged, self.engine
+        )
         if self.progress.dataset_fingerprint != now:
             raise ConfigError(
                 f"{self.run.path} was trained on other demonstrations (fingerprint "
@@ -101,23 +108,33 @@ class Trainer:
             )
         origin = kept_origin(last, self.provenance.get("init_from"))
         self.provenance = {**self.provenance, "init_from": origin}
-        if self.progress.best_step is not None:
-            # A kill may have come between the two pointers.
-            self.run.point("best", self.run.checkpoint(self.progress.best_step))
-        self.run.discard_old_checkpoints()
-        self.run.forget_metrics_after(self.progress.step)
+        step.precision.load_state(self.progress.scaler)
+        self._interval.restore(self.progress.interval, self.engine.device)
+        at, metric = self.progress.best_step, self.progress.best_metric
+        best = None if at is None or metric is None else (at, metric)
+        self.kept.resume(self.progress.step, best)
         return True
 
-    def train(self) -> Outcome:
-        """Run to the end, or until SIGINT or SIGTERM, which save ``last`` first.
+    def train(self, reporter: RunReporter | None = None) -> Outcome:
+        """Run to the end, or until SIGINT, SIGTERM or SIGUSR1, which save ``last`` first.
 
-        Raises TrainingDivergedError naming the step when a loss or gradient is not finite.
+        ``reporter`` is told what is measured; whoever made it closes it.
+
+        Raises TrainingDivergedError naming the step when a loss or gradient is not finite, and
+        DiskFullError when the run's folder takes no more.
         """
+        self._reporter = reporter or Reporters()
         began, step_began_with = time.monotonic(), self.progress.seconds
         first = self.progress.step
         seen = 0
         self._training_mode()
-        with self._stop.listening(), self._bar() as bar:
+        self._restart_clocks()
+        with (
+            naming_a_full_disk(self.run),
+            self._stop.listening(),
+            self.stepper.loader,
+            self._bar() as bar,
+        ):
             for step in range(first, self.total_steps):
                 seen += self._step(step)
                 self.progress.step = step + 1
@@ -130,100 +147,104 @@ class Trainer:
 
     def _step(self, step: int) -> int:
         """One optimiser step; returns the number of samples."""
-        batch = self.train_source.batch(self.order.indices(step))
-        generator = seeded_generator(self.loop.seed, "draws", step)
-        draws = self.objective.draw(batch, generator)
-        device = self.policy.device
-        batch, draws = batch.to(device), {n: t.to(device) for n, t in draws.items()}
-        factor = self._factor(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.optimizer.learning_rate * factor * group["scale"]
-        torch.manual_seed(derived_seed(self.loop.seed, "dropout", step))
-        with self._autocast():
-            losses = self.objective(self.policy, batch, draws)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses["total"].backward()
-        clip = self.recipe.optimizer.gradient_clip
-        norm = nn.utils.clip_grad_norm_(self._trained, clip or math.inf)
-        self.optimizer.step()
-        self.objective.after_optimizer_step(self.policy, step, self.total_steps)
-        if self.averaged is not None:
-            self.averaged.update(step + 1)
-        self._interval.add({**losses, "gradient_norm": norm}, batch.size)
-        return batch.size
-
-    def _factor(self, step: int) -> float:
-        return learning_rate_factor(self.recipe.schedule, step, self.total_steps)
+        values, samples = self.stepper.run(step)
+        self._interval.add(values, samples)
+        return samples
 
     def _training_mode(self) -> None:
         set_training_mode(self.policy, self.objective, self.recipe.freeze)
 
     def _after_step(self, bar: tqdm[Any]) -> bool:
         """Log, validate and save what is due; True when the run was asked to stop."""
-        # Read once: a signal may come at any moment, and a stop must have been saved.
-        stops = self._stop.by is not None
+        # Read once: a signal may come at any moment, and a stop must have been saved. All
+        # processes stop after the same step, whichever of them was told to.
+        stops = self._stop.agreed(self.engine)
         step, ends = self.progress.step, self.progress.step == self.total_steps
         validates = ends or self._due(self.loop.validate_every)
-        saves = ends or stops or self._due(self.loop.checkpoint_every)
+        saves = ends or self._due(self.loop.checkpoint_every)
         if validates or saves or step % self.loop.log_every == 0:
             self._log(bar)
-        improved = validates and self.held_out is not None and self._validate(self.held_out)
-        if saves or improved:
-            self._save(best=improved)
+        metric = self._validate(self.held_out) if validates and self.held_out else None
+        if saves or stops or self.kept.wants(step, metric):
+            self._save(metric)
         return stops
 
+    @property
+    def _unit(self) -> int:
+        """Optimiser steps in what ``validate_every`` and the like count."""
+        return 1 if self.loop.epochs is None else self.order.steps_per_epoch
+
     def _due(self, every: int) -> bool:
-        unit = 1 if self.loop.epochs is None else self.order.steps_per_epoch
-        return self.progress.step % (every * unit) == 0
+        return self.progress.step % (every * self._unit) == 0
 
     def _log(self, bar: tqdm[Any]) -> None:
-        """Write one line of metrics; the place where a loss that is not finite is found."""
-        if not self._interval.steps:
+        """Report the interval; the place where a loss that is not finite is found."""
+        steps = len(self._interval.steps)
+        if not steps:
             return
-        means, speed = self._interval.close(self.progress.step)
+        step = self.progress.step
+        means, speed = self._interval.close(step)
         self.progress.training = means
-        self.run.append_metrics(
+        self._reporter.train(
+            step,
+            step / self.order.steps_per_epoch,
             {
-                "kind": "train",
-                "step": self.progress.step,
-                "epoch": self.progress.step / self.order.steps_per_epoch,
-                "learning_rate": self.recipe.optimizer.learning_rate
-                * self._factor(self.progress.step - 1),
+                "learning_rate": self.stepper.learning_rate(step - 1),
                 "samples_per_second": speed,
                 **means,
-            }
+                **self.stepper.precision.values(),
+                **self.stepper.clock.close(steps),
+                **memory_values(self.engine.device),
+            },
         )
-        shown = {name: f"{value:.4f}" for name, value in means.items() if name != "gradient_norm"}
+        shown = {n: f"{value:.4f}" for n, value in means.items() if "gradient_norm" not in n}
         bar.set_postfix({**shown, "samples/s": f"{speed:.0f}"}, refresh=False)
 
-    def _validate(self, held_out: BatchSource) -> bool:
-        """Validate the weights that would be served; True when they are the best so far."""
-        with self._served_weights():
+    def _validate(self, held_out: BatchSource) -> float:
+        """Validate the weights that would be served; returns the metric that chooses ``best``."""
+        with self.engine.served(self.modules, self.stepper.averaged) as served:
             metrics = validate(
-                self.policy,
-                self.objective,
+                served,
                 held_out,
                 self.processor,
                 batch_size=self.loop.batch_size,
                 seed=self.loop.seed,
                 sampling_steps=self.loop.sampling_steps,
+                engine=self.engine,
             )
         self._training_mode()
         step, name = self.progress.step, self.recipe.best_metric
         refuse_not_finite(metrics, f"in the validation after step {step}")
         self.progress.validation = metrics
-        epoch = step / self.order.steps_per_epoch
-        self.run.append_metrics({"kind": "validation", "step": step, "epoch": epoch, **metrics})
-        self._interval.restart_clock()
+        self._reporter.validation(step, step / self.order.steps_per_epoch, metrics)
+        self._restart_clocks()
         best = self.progress.best_metric
-        if best is not None and metrics[name] >= best:
-            return False
-        self.progress.best_metric, self.progress.best_step = metrics[name], step
-        return True
+        if best is None or metrics[name] < best:
+            self.progress.best_metric, self.progress.best_step = metrics[name], step
+        return metrics[name]
 
-    def _save(self, *, best: bool) -> None:
-        folder = self.run.checkpoint(self.progress.step)
-        position = {
+    def _save(self, metric: float | None) -> None:
+        """Save ``last``; ``metric`` is what validation gave at this step, None without one."""
+        step = self.stepper
+        interval = self._interval.rows(self.progress.step)
+        self.progress = replace(self.progress, interval=interval, scaler=step.precision.state())
+        tensors = training_tensors(self.modules, step.optimizer, step.averaged, self.engine)
+        with self.engine.served(self.modules, step.averaged) as served:
+            if self.engine.is_first:
+                save_training_checkpoint(
+                    self.run.checkpoint(self.progress.step),
+                    served,
+                    self.statistics,
+                    {**self.provenance, **self._position()},
+                    tensors,
+                    self.progress,
+                )
+        self.kept.add(self.progress.step, metric)
+        self._restart_clocks()
+
+    def _position(self) -> dict[str, Any]:
+        """What a checkpoint says of where in its run it was made."""
+        return {
             "step": self.progress.step,
             "epoch": self.progress.step / self.order.steps_per_epoch,
             "training": self.progress.training,
@@ -233,32 +254,13 @@ class Trainer:
                 "value": self.progress.best_metric,
                 "step": self.progress.best_step,
             },
-            "averaged_weights": self.averaged is not None,
+            "averaged_weights": self.stepper.averaged is not None,
         }
-        tensors = training_tensors(self.modules, self.optimizer, self.averaged)
-        with self._served_weights():
-            save_training_checkpoint(
-                folder,
-                self.policy,
-                self.objective,
-                self.statistics,
-                {**self.provenance, **position},
-                tensors,
-                self.progress,
-            )
-        self.run.point("last", folder)
-        if best:
-            self.run.point("best", folder)
-        self.run.discard_old_checkpoints()
+
+    def _restart_clocks(self) -> None:
+        """Leave out what validation or a checkpoint took."""
         self._interval.restart_clock()
-
-    def _served_weights(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.averaged is None else self.averaged.applied()
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.loop.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.policy.device.type, dtype=torch.bfloat16)
+        self.stepper.clock.skip()
 
     def _bar(self) -> tqdm[Any]:
         return tqdm(

@@ -1,23 +1,26 @@
 """What resuming needs beyond the checkpoint: raw weights, moments, position. No pickle.
 
 ``training_state/tensors.safetensors`` and ``training_state/progress.json``. There is no state of
-a random generator or a schedule: both are functions of the seed and the step.
+a random generator, a schedule or a sampler: all are functions of the seed and the step, on every
+process. Tensors are whole, so that another number of processes can go on from them.
 """
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from reflexarc.contract.errors import CheckpointError
-from reflexarc.policy.interface import Policy
+from reflexarc.training.distributed.engine import Engine, TrainedModules
 from reflexarc.training.metrics import Metrics
 from reflexarc.training.optimization import AveragedWeights, trained_parameters
 from reflexarc.training.run_folder import TRAINING_STATE
@@ -35,6 +38,8 @@ class Progress:
         best_metric, best_step: the best validation so far; None before the first.
         seconds: spent on training, over all processes of the run.
         training, validation: the last means that were logged; empty before the first.
+        interval: what was measured of the steps since then, one map a step.
+        scaler: of float16's loss scale; None in another precision.
     """
 
     dataset_fingerprint: str
@@ -44,31 +49,40 @@ class Progress:
     seconds: float = 0.0
     training: Metrics = field(default_factory=dict)
     validation: Metrics = field(default_factory=dict)
+    interval: list[Metrics] = field(default_factory=list)
+    scaler: dict[str, Any] | None = None
 
 
 def training_tensors(
-    modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, averaged: AveragedWeights | None
+    modules: TrainedModules,
+    optimizer: torch.optim.Optimizer,
+    averaged: AveragedWeights | None,
+    engine: Engine,
 ) -> dict[str, Tensor]:
-    """A copy of every tensor of the state by name, on the CPU."""
+    """A copy of every tensor of the state by name, on the CPU of the first process."""
     # A parameter that no loss has reached yet has no moments; on resuming it must have them.
     _make_moments(optimizer)
-    live = _collect(modules, optimizer, averaged)
-    return {name: value.detach().cpu().clone().contiguous() for name, value in live.items()}
+    return engine.gathered(_collect(modules, optimizer, averaged))
 
 
-def write_training_state(checkpoint: Path, tensors: dict[str, Tensor], progress: Progress) -> None:
+def write_training_state(
+    checkpoint: Path, tensors: Mapping[str, Tensor], progress: Progress
+) -> None:
     """Write ``training_state/`` into a checkpoint's folder that is still being made."""
     folder = checkpoint / TRAINING_STATE
     folder.mkdir()
-    save_file(tensors, folder / _TENSORS)
+    save_file(dict(tensors), folder / _TENSORS)
     (folder / _PROGRESS).write_text(json.dumps(asdict(progress)))
+    for name in (_TENSORS, _PROGRESS):
+        _flush_to_disk(folder / name)
 
 
 def load_training_state(
     checkpoint: Path,
-    modules: nn.ModuleDict,
+    modules: TrainedModules,
     optimizer: torch.optim.Optimizer,
     averaged: AveragedWeights | None,
+    engine: Engine,
 ) -> Progress:
     """Put everything back in place and return where the run stood.
 
@@ -97,18 +111,17 @@ def load_training_state(
                     f"{folder}: {name} has shape {tuple(tensors[name].shape)}, the model "
                     f"{tuple(target.shape)}"
                 )
-            target.copy_(tensors[name])
+            engine.put(target, tensors[name])
     return progress
 
 
 def _collect(
-    modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, averaged: AveragedWeights | None
+    modules: TrainedModules, optimizer: torch.optim.Optimizer, averaged: AveragedWeights | None
 ) -> dict[str, Tensor]:
     """Every tensor of the state by name, the live ones, so that loading copies into them."""
     # All weights but the backbones' that the checkpoint names: trained, frozen in this stage, and
     # those that only move, an objective's target network.
-    policy = cast(Policy, modules["policy"])
-    backbones = tuple(f"policy.{path}." for path in policy.frozen_backbones())
+    backbones = tuple(f"policy.{path}." for path in modules.policy.frozen_backbones())
     tensors = {
         f"weight/{name}": value
         for name, value in modules.state_dict().items()
@@ -133,3 +146,8 @@ def _make_moments(optimizer: torch.optim.Optimizer) -> None:
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
+
+
+def _flush_to_disk(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -9,20 +9,21 @@ from torch import Tensor
 
 from reflexarc.policy.interface import Policy
 from reflexarc.policy.processing import Processor
-from reflexarc.training.objective import Batch, Objective
+from reflexarc.training.distributed.engine import Engine, TrainedModules
+from reflexarc.training.objective import Batch
 from reflexarc.training.samples import BatchSource, seeded_generator
 
 
 @torch.no_grad()
 def validate(
-    policy: Policy,
-    objective: Objective,
+    modules: TrainedModules,
     source: BatchSource,
     processor: Processor,
     *,
     batch_size: int,
     seed: int,
     sampling_steps: int | None = None,
+    engine: Engine | None = None,
 ) -> dict[str, float]:
     """Means over what the held-out batches hold, each batch with the objective's ``weight``.
 
@@ -31,29 +32,48 @@ def validate(
     The losses are those of training; where the action heads are trained there come with them
     ``action_mae`` and ``action_mse`` of sampled chunks over the continuous dimensions, in the
     units of the robot's action, and ``gripper_accuracy``. Draws and noise are the same in every
-    call.
+    call. The processes of an ``engine`` share the batches; each returns the same.
     """
-    policy.eval()
-    objective.eval()
+    modules.eval()
+    engine = engine or Engine(modules.policy.device)
+    mine = {}
+    for index, start in enumerate(range(0, len(source), batch_size)):
+        if index % engine.world == engine.rank:
+            rows = torch.arange(start, min(start + batch_size, len(source)))
+            generator = seeded_generator(seed, "validation", index)
+            mine[index] = _of_batch(
+                modules, source.batch(rows), processor, generator, sampling_steps
+            )
+    found = {index: one for part in engine.collected(mine) for index, one in part.items()}
     sums: dict[str, float] = defaultdict(float)
     weight = 0.0
-    for index, start in enumerate(range(0, len(source), batch_size)):
-        rows = torch.arange(start, min(start + batch_size, len(source)))
-        batch = source.batch(rows)
-        generator = seeded_generator(seed, "validation", index)
-        draws = {n: t.to(policy.device) for n, t in objective.draw(batch, generator).items()}
-        batch = batch.to(policy.device)
-        losses = {n: float(value) for n, value in objective(policy, batch, draws).items()}
-        errors = (
-            _chunk_errors(policy, batch, processor, generator, sampling_steps)
-            if objective.trains_actions
-            else {}
-        )
-        terms = objective.weight(batch)
-        for name, value in {**losses, **errors}.items():
+    for index in sorted(found):  # in this order, whoever computed them
+        values, terms = found[index]
+        for name, value in values.items():
             sums[name] += value * terms
         weight += terms
-    return objective.summarize({name: value / max(weight, 1.0) for name, value in sums.items()})
+    means = {name: value / max(weight, 1.0) for name, value in sums.items()}
+    return modules.objective.summarize(means)
+
+
+def _of_batch(
+    modules: TrainedModules,
+    batch: Batch,
+    processor: Processor,
+    generator: torch.Generator,
+    sampling_steps: int | None,
+) -> tuple[dict[str, float], float]:
+    """Losses and errors of one batch, and the terms that they are means over."""
+    policy, objective = modules.policy, modules.objective
+    draws = {n: t.to(policy.device) for n, t in objective.draw(batch, generator).items()}
+    batch = batch.to(policy.device)
+    losses = {name: float(value) for name, value in modules(batch, draws).items()}
+    errors = (
+        _chunk_errors(policy, batch, processor, generator, sampling_steps)
+        if objective.trains_actions
+        else {}
+    )
+    return {**losses, **errors}, objective.weight(batch)
 
 
 def _chunk_errors(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reflexarc.contract import PolicyContract
 from reflexarc.contract.errors import ConfigError
@@ -82,6 +82,9 @@ class StateVLA(Policy):
 
     def frozen_backbones(self) -> Mapping[str, FrozenBackbone]:
         return {"vision": self.vision.identity}
+
+    def blocks(self) -> Sequence[nn.Module]:
+        return [*self.representation.encoder.stack.blocks, *self.flow.stack.blocks]
 
     def component_parameters(self) -> Mapping[str, int]:
         """As the base class counts them, with the representation in its two parts."""

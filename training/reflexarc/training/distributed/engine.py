@@ -1,0 +1,119 @@
+"""What the trainer asks of the processes it runs on; the answers of one process alone.
+
+The trainer is written once, for a batch of the recipe's size. An engine says which process this
+is, wraps what is trained so that gradients are those of the whole batch, and brings together
+what is spread: weights for a checkpoint, results of validation, the wish to stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from reflexarc.policy.interface import Policy
+from reflexarc.training.objective import Batch, Draws, Losses, Objective
+from reflexarc.training.optimization import AveragedWeights
+
+T = TypeVar("T")
+
+
+class TrainedModules(nn.Module):
+    """Policy and objective as one module whose forward is the objective's.
+
+    Everything that is differentiated passes through this one forward, which engines wrap.
+    """
+
+    def __init__(self, policy: Policy, objective: Objective) -> None:
+        super().__init__()
+        self.policy, self.objective = policy, objective
+
+    def forward(self, batch: Batch, draws: Draws) -> Losses:
+        losses: Losses = self.objective(self.policy, batch, draws)
+        return losses
+
+
+class Engine:
+    """One process; engines of several overrule what is different there.
+
+    Attributes:
+        device: of this process.
+        rank, world: which process this is, from 0, and of how many.
+        name: what a person calls it.
+    """
+
+    name = "single"
+    rank = 0
+    world = 1
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def wrap(self, modules: TrainedModules, blocks: Sequence[nn.Module]) -> nn.Module:
+        """What a step calls in the place of ``modules``; before an optimiser is made.
+
+        ``blocks`` are modules inside it by which its weights may be divided.
+        """
+        return modules
+
+    def passing(self, *, last: bool) -> AbstractContextManager[None]:
+        """Around one pass of a step; only the ``last`` one needs to exchange gradients."""
+        return nullcontext()
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """All of a tensor that may be spread over processes."""
+        return tensor
+
+    def put(self, target: Tensor, value: Tensor) -> None:
+        """Copy ``value``, whole, into ``target``, which may be spread over processes."""
+        target.copy_(value)
+
+    def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copies of all tensors, whole, on the CPU of the first process; others get nothing."""
+        if not self.is_first:
+            return {}
+        return {name: _on_cpu(tensor) for name, tensor in tensors.items()}
+
+    @contextmanager
+    def served(
+        self, modules: TrainedModules, averaged: AveragedWeights | None
+    ) -> Iterator[TrainedModules]:
+        """Within the block: policy and objective, whole, with the weights that are served."""
+        with nullcontext() if averaged is None else averaged.applied():
+            yield modules
+
+    def collected(self, item: T) -> list[T]:
+        """What every process gave, in the order of their ranks, on every process."""
+        return [item]
+
+    def highest(self, number: int) -> int:
+        """The highest number that any process gave."""
+        return number
+
+    @contextmanager
+    def one_then_all(self) -> Iterator[None]:
+        """The first process runs the block, then the others do: what it made is there for them."""
+        yield
+
+    def wait(self) -> None:
+        """Until every process has come here."""
+
+    def close(self) -> None:
+        """Leave the other processes."""
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone().contiguous()
+
+
+def describe(engine: Engine) -> dict[str, Any]:
+    """What provenance says of the processes; the results do not depend on it."""
+    return {"engine": engine.name, "processes": engine.world, "device": engine.device.type}
