@@ -292,33 +292,6 @@ def test_features_are_reused_and_another_rendering_is_not_mistaken(
     assert not np.array_equal(first, changed)
 
 
-def test_interrupted_features_continue_to_the_same_values(
-    demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from reflexarc.training import features as module
-
-    preparation = plan(tiny(demonstrations), tmp_path / "run", device=CPU).preparation
-    whole = preparation.features(tmp_path / "whole", progress=False)
-    embed, calls = module.embed_episode, 0
-
-    def dies(*arguments: object) -> object:
-        nonlocal calls
-        calls += 1
-        if calls == 4:
-            raise KeyboardInterrupt
-        return embed(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(module, "embed_episode", dies)
-    with pytest.raises(KeyboardInterrupt):
-        preparation.features(tmp_path / "broken", progress=False)
-    assert not module.find_features(tmp_path / "broken", preparation.feature_key)
-    calls = -1000
-    resumed = preparation.features(tmp_path / "broken", progress=False)
-    assert calls == -1000 + 8 - 3  # eight episodes, of which three were done
-    for name, array in whole.arrays.items():
-        np.testing.assert_array_equal(array, resumed.arrays[name])
-
-
 def test_a_run_that_stands_there_needs_a_word_and_its_own_recipe(
     recipe: Recipe, tmp_path: Path, task_file: Callable[..., Path]
 ) -> None:

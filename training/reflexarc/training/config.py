@@ -19,7 +19,13 @@ from reflexarc.contract.policy_contract import (
     Orientation,
 )
 from reflexarc.data.libero_episode import Labels
-from reflexarc.training.config_base import Fraction, NotNegative, Positive, RecipeModel
+from reflexarc.training.config_base import (
+    FeatureDtype,
+    Fraction,
+    NotNegative,
+    Positive,
+    RecipeModel,
+)
 from reflexarc.training.config_objectives import FlowMatchingConfig, ObjectiveConfig
 from reflexarc.training.config_reporting import ReportingConfig
 
@@ -64,6 +70,7 @@ class DataConfig(RecipeModel):
     ``alignment`` says whether observations stand before or after their action, in files that do
     not show it. ``labels`` says which actions the policy learns, and so which the statistics are
     of: those that were executed, or their mean over the noise injected while collecting.
+    ``feature_dtype`` is how the features of frames are stored (``fp16``, ``bf16``, ``fp32``).
     """
 
     suite: str = "libero_object"
@@ -74,6 +81,7 @@ class DataConfig(RecipeModel):
     split_seed: int = 0
     alignment: Literal["before_action", "after_action"] | None = None
     labels: Labels = "executed"
+    feature_dtype: FeatureDtype = "fp16"
 
 
 class OptimizerConfig(RecipeModel):

@@ -14,7 +14,7 @@ import torch
 from reflexarc.contract.errors import ConfigError
 from reflexarc.training.config import Recipe
 from reflexarc.training.estimate import Estimate, check_disk, estimate
-from reflexarc.training.feature_memory import hold_features
+from reflexarc.training.feature_store.holding import hold_features
 from reflexarc.training.outcome import Outcome, summary_of
 from reflexarc.training.precision import check_precision
 from reflexarc.training.preparation import Preparation, prepare
@@ -140,7 +140,12 @@ def execute(
     preparation = planned.preparation
     features = preparation.features(planned.feature_cache, progress=progress_bar)
     held = hold_features(features.arrays, planned.device)
-    log(f"frame features: {features.bytes / 2**20:,.1f} MiB, {held.place}")
+    if features.remark:
+        log(f"features computed anew: {features.remark}")
+    log(
+        f"frame features: {features.found:,} of {features.needed:,} rows found in "
+        f"{features.path}; {features.bytes / 2**20:,.1f} MiB, {held.place}"
+    )
     train, held_out = preparation.sources(held.rows, features.first_rows)
     trainer = Trainer(
         preparation.recipe,
