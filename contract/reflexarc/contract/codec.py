@@ -17,6 +17,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from reprlib import repr as short
 from typing import Any
 
@@ -116,6 +117,8 @@ def _refuse_kind(dtype: np.dtype[Any]) -> None:
 
 
 def _from_map(fields: dict[Any, Any]) -> Any:
+    if _ALL_TAGS.isdisjoint(fields):  # most maps; this hook runs for each of a frame
+        return fields
     if _tagged(fields, "__ndarray__"):
         return _array(_get(fields, "data"), _get(fields, "dtype"), _get(fields, "shape"))
     if _tagged(fields, "__npgeneric__"):
@@ -129,6 +132,10 @@ def _from_map(fields: dict[Any, Any]) -> Any:
     if _get(fields, "nd") is False and _get(fields, "type") is not None:  # its scalar
         return _array(_get(fields, "data"), _get(fields, "type"), ())[()]
     return fields
+
+
+_TAGS = ("__ndarray__", "__npgeneric__", "__image__", "nd")
+_ALL_TAGS = frozenset((*_TAGS, *(tag.encode() for tag in _TAGS)))
 
 
 def _tagged(fields: Mapping[Any, Any], tag: str) -> bool:
@@ -148,13 +155,18 @@ def parse_dtype(text: object) -> np.dtype[Any]:
     return np.dtype(text)
 
 
+@lru_cache(maxsize=256)
+def _parsed(text: str | bytes) -> np.dtype[Any]:
+    return parse_dtype(text)
+
+
 def array_from_bytes(data: bytes, dtype: object, shape: object) -> np.ndarray[Any, Any]:
     """A read-only view of ``data``, after dtype, dimensions and length were checked."""
     return _array(data, dtype, shape)
 
 
 def _array(data: object, dtype: object, shape: object) -> np.ndarray[Any, Any]:
-    parsed = parse_dtype(dtype)
+    parsed = _parsed(dtype) if isinstance(dtype, str | bytes) else parse_dtype(dtype)
     if not isinstance(data, bytes):
         raise CodecError(f"array data must be bytes, got {type(data).__name__}")
     if not isinstance(shape, list | tuple) or len(shape) > MAX_DIMENSIONS:
@@ -246,6 +258,7 @@ def _check_structure(frame: bytes | bytearray | memoryview) -> None:
     end, position, values = len(frame), 0, 1
     left = 1  # values still to come in the innermost open container
     outer: list[int] = []  # the same of the containers around it
+    fixed_sizes = _FIXED_SIZES
     while left or outer:
         if not left:
             left = outer.pop()
@@ -253,7 +266,7 @@ def _check_structure(frame: bytes | bytearray | memoryview) -> None:
         left -= 1
         if position >= end:
             raise CodecError(f"the frame ends in the middle of a message, after {end} bytes")
-        sizes = _FIXED_SIZES[frame[position]]
+        sizes = fixed_sizes[frame[position]]
         position += 1
         if sizes is None:
             position, payload, children = _stated_size(frame, position)
@@ -277,15 +290,16 @@ def _check_structure(frame: bytes | bytearray | memoryview) -> None:
 def _stated_size(frame: bytes | bytearray | memoryview, position: int) -> tuple[int, int, int]:
     """``(position after the length, payload, child values)`` of a value that states its length."""
     first = frame[position - 1]
-    if first not in _STATED_SIZES:
+    kind = _STATED_SIZES.get(first)
+    if kind is None:
         raise CodecError(f"byte 0x{first:02x} at {position - 1}: extension types are refused")
-    width, counts_bytes, children = _STATED_SIZES[first]
-    stated = frame[position : position + width]
-    if len(stated) < width:
+    width, counts_bytes, children = kind
+    after = position + width
+    if after > len(frame):
         raise CodecError("the frame ends in the middle of a length")
-    length = int.from_bytes(stated, "big")
+    length = frame[position] if width == 1 else int.from_bytes(frame[position:after], "big")
     if counts_bytes:
-        return position + width, length, 0
+        return after, length, 0
     if length > MAX_CONTAINER_LENGTH:
         raise CodecError(f"a container of {length} values is above {MAX_CONTAINER_LENGTH}")
-    return position + width, 0, children * length
+    return after, 0, children * length
