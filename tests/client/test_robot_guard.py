@@ -35,6 +35,7 @@ from reflexarc.contract.errors import (
     ServerUnavailableError,
 )
 from reflexarc.server import BackgroundServer, NullPolicy, libero_contract
+from reflexarc.server.null_policy import ZeroPolicy
 
 MakeObservation = Callable[..., Observation]
 CONTRACT = libero_contract(horizon=10)
@@ -178,6 +179,33 @@ def test_a_robot_that_cannot_stand_still_is_driven_without_a_guard_alone() -> No
     with pytest.raises(ConfigError, match="safe action"):
         RobotGuard(policy.contract)
     assert RecedingHorizonExecutor(policy, 5).next_action(look).tolist() == [1.0] * 7
+
+
+def test_position_targets_are_held_where_they_are() -> None:
+    action = CONTRACT.action.model_copy(update={"kind": "position"})
+    policy = Steady()
+    policy.contract = CONTRACT.model_copy(update={"action": action})
+    with pytest.raises(ConfigError, match="hold_at_start"):
+        RobotGuard(policy.contract)
+    with pytest.raises(ConfigError, match="inside the limits"):
+        RobotGuard(policy.contract, hold_at_start=[5.0] * 7)
+    start, target = np.full(7, 0.25, np.float32), np.full(7, 0.5, np.float32)
+    guard = RobotGuard(policy.contract, hold_at_start=start)
+    assert guard.hold(0).tolist() == start.tolist()
+    assert guard.execute(target, 1).tolist() == target.tolist()
+    assert guard.execute(np.full(7, np.nan), 2).tolist() == target.tolist()
+    assert guard.hold(3).tolist() == target.tolist()
+    guard.reset()
+    assert guard.hold(0).tolist() == start.tolist()
+    with pytest.raises(ConfigError, match="position targets"):
+        ZeroPolicy(policy.contract)
+
+
+def test_without_a_guard_there_is_no_position_to_hold_before_the_first_action() -> None:
+    action = CONTRACT.action.model_copy(update={"kind": "position"})
+    guard = RobotGuard.limits_only(CONTRACT.model_copy(update={"action": action}))
+    with pytest.raises(RobotStoppedError, match="hold_at_start"):
+        guard.execute(np.full(7, np.nan), 0)
 
 
 @pytest.mark.parametrize("name", ["receding_horizon", "asynchronous"])

@@ -82,12 +82,18 @@ class NullPolicy:
 class ZeroPolicy(NullPolicy):
     """Answers with standing still: zero deltas or velocities, and the gripper open.
 
-    Raises ConfigError where the contract's limits leave out zero.
+    Raises ConfigError where the contract's limits leave out zero, or its actions are positions.
     """
 
     def __init__(self, contract: PolicyContract | None = None) -> None:
         super().__init__(contract)
         action = self._contract.action
+        if action.kind == "position":
+            raise ConfigError(
+                "actions of this contract are position targets; zeros would move the robot there "
+                "instead of standing still",
+                field="contract",
+            )
         row = np.zeros(action.dimension, dtype=np.float32)
         if action.gripper is not None:
             row[action.gripper.index] = action.gripper.open

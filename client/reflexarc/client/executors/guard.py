@@ -53,8 +53,9 @@ class RobotGuard:
     """Lets through what is safe, and says what it did.
 
     The **safe action** is zero in every dimension but the gripper's, which keeps its last
-    command. ``hold`` gives the safe action until there is a fresh chunk; ``stop`` gives it until
-    :meth:`release`; ``raise`` hands the error to the caller.
+    command; where actions are position targets (``contract.action.kind``) it is the last one
+    that was executed. ``hold`` gives the safe action until there is a fresh chunk; ``stop`` gives
+    it until :meth:`release`; ``raise`` hands the error to the caller.
 
     Args:
         contract: of the policy; its limits hold in any case.
@@ -67,6 +68,8 @@ class RobotGuard:
         on_stale: reaction to a chunk that is too old.
         on_disconnect: reaction to a server that does not answer.
         gripper_at_start: held before the first action; None opens it.
+        hold_at_start: targets ``(D,)`` held before the first action: where the robot is. Position
+            targets need it; others stand still at zero.
         on_event: called with every :class:`GuardEvent`; must not raise.
 
     Attributes:
@@ -88,6 +91,7 @@ class RobotGuard:
         on_stale: Reaction = "hold",
         on_disconnect: Reaction = "hold",
         gripper_at_start: float | None = None,
+        hold_at_start: Sequence[float] | npt.NDArray[Any] | None = None,
         on_event: Callable[[GuardEvent], None] | None = None,
     ) -> None:
         action = contract.action
@@ -103,7 +107,12 @@ class RobotGuard:
         ):
             if value is not None and not value >= 0:
                 raise ConfigError(f"{name} must be 0 or more, got {value}", field=name)
-        self._at_start = self._safe_action(gripper_at_start)
+        self._holds_position = action.kind == "position"
+        self._at_start = (
+            self._position_at_start(hold_at_start)
+            if self._holds_position
+            else self._safe_action(gripper_at_start)
+        )
         self._on_event = on_event
         self.reset()
 
@@ -146,7 +155,9 @@ class RobotGuard:
         outside = clamped != np.asarray(action, np.float32)
         if outside.any():
             self.note("clamped", step, self._listed(outside))
-        if self._gripper is not None:
+        if self._holds_position:
+            self._safe = clamped.copy()
+        elif self._gripper is not None:
             self._safe[self._gripper.index] = clamped[self._gripper.index]
         return clamped
 
@@ -213,8 +224,34 @@ class RobotGuard:
             self._on_event(event)
 
     def _safe_copy(self) -> FloatArray:
+        if not np.isfinite(self._safe).all():
+            raise RobotStoppedError(
+                "nothing was executed yet, so there is no position to hold; give the guard "
+                "hold_at_start"
+            )
         safe: FloatArray = self._safe.copy()
         return safe
+
+    def _position_at_start(self, targets: Any) -> FloatArray:
+        if targets is None:
+            if self.on_stale == self.on_disconnect == "raise":
+                return np.full(len(self._names), np.nan, np.float32)  # known from the first action
+            raise ConfigError(
+                "actions are position targets, so the guard must know where the robot is before "
+                "the first of them: say hold_at_start",
+                field="hold_at_start",
+            )
+        start = np.asarray(targets, np.float32)
+        inside = (
+            start.shape == self.low.shape and ((start >= self.low) & (start <= self.high)).all()
+        )
+        if not inside:
+            raise ConfigError(
+                f"hold_at_start needs {len(self._names)} targets inside the limits, got "
+                f"{start.tolist()}",
+                field="hold_at_start",
+            )
+        return start
 
     def _safe_action(self, gripper_at_start: float | None) -> FloatArray:
         safe = np.zeros(len(self._names), np.float32)
