@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,17 +44,22 @@ def inspect(
         _parameter_table(loaded),
         _file_table(loaded.directory),
         _provenance_table(loaded),
+        _metrics_table(loaded),
     ):
-        console.print(table)
+        if table is not None:
+            console.print(table)
 
 
 def _as_json(loaded: LoadedPolicy) -> dict[str, Any]:
+    backbones = loaded.policy.frozen_backbones().items()
     return {
         "directory": str(loaded.directory),
         "fingerprint": loaded.fingerprint,
         "contract": loaded.policy.contract.model_dump(mode="json"),
         "config": loaded.policy.config.model_dump(mode="json"),
         "parameters": dict(loaded.policy.component_parameters()),
+        "frozen_backbones": {path: asdict(backbone) for path, backbone in backbones},
+        "frozen_modules": list(_recipe(loaded).get("freeze") or ()),
         "provenance": dict(loaded.provenance),
     }
 
@@ -106,13 +112,21 @@ def _contract_table(contract: PolicyContract) -> Table:
 
 def _parameter_table(loaded: LoadedPolicy) -> Table:
     policy = loaded.policy
-    table = _table("Trained parameters", "component", "parameters")
+    size = next((p.element_size() for p in policy.parameters()), 4)
+    table = _table("Modules", "module", "parameters", "MiB", "")
     counts = policy.component_parameters()
+    kept = tuple(_recipe(loaded).get("freeze") or ())
     for name, count in counts.items():
-        table.add_row(name, f"{count:,}")
-    table.add_row("total", f"{sum(counts.values()):,}")
+        said = "kept as it began (freeze)" if name in kept else "trained"
+        table.add_row(name, f"{count:,}", f"{count * size / 2**20:,.2f}", said)
+    total = sum(counts.values())
+    table.add_row("total", f"{total:,}", f"{total * size / 2**20:,.2f}", "in model.safetensors")
     for path, backbone in policy.frozen_backbones().items():
-        table.add_row(f"{path} (frozen)", f"{backbone.name}, sha256 {backbone.sha256[:16]}…")
+        count = sum(p.numel() for p in policy.get_submodule(path).parameters())
+        named = f"named, not copied: {backbone.name}, sha256 {backbone.sha256[:16]}…"
+        table.add_row(f"{path} (frozen)", f"{count:,}", f"{count * size / 2**20:,.2f}", named)
+    if kept and not set(kept) <= counts.keys():
+        table.add_row("", "", "", f"the recipe's freeze: {', '.join(kept)}")
     return table
 
 
@@ -132,6 +146,56 @@ def _file_table(directory: Path) -> Table:
 def _provenance_table(loaded: LoadedPolicy) -> Table:
     table = _table("Provenance")
     table.add_row("dataset fingerprint", loaded.statistics.dataset_fingerprint)
-    for name, value in loaded.provenance.items():
-        table.add_row(name, value if isinstance(value, str) else json.dumps(value))
+    recipe, values = _recipe(loaded), dict(loaded.provenance)
+    if recipe:
+        table.add_row("recipe", _one_line(recipe))
+        del values["recipe"]
+    for kind in ("training", "validation"):
+        if isinstance(values.get(kind), dict):
+            del values[kind]
+    for name, value in values.items():
+        if isinstance(value, dict):
+            value = "\n".join(f"{key}: {_plain(item)}" for key, item in value.items())
+        table.add_row(name.replace("_", " "), _plain(value))
     return table
+
+
+def _metrics_table(loaded: LoadedPolicy) -> Table | None:
+    """The last means of training, and what held-out episodes gave; None where neither stands."""
+    columns = {"training": "training", "validation": "held out"}
+    found = [loaded.provenance.get(kind) for kind in columns]
+    maps: list[dict[str, float]] = [one if isinstance(one, dict) else {} for one in found]
+    names = dict.fromkeys(name for values in maps for name in values)
+    if not names:
+        return None
+    table = _table("Metrics", "metric", *columns.values())
+    for name in names:
+        cells = [values.get(name) for values in maps]
+        table.add_row(name, *("-" if cell is None else f"{cell:.5g}" for cell in cells))
+    return table
+
+
+def _recipe(loaded: LoadedPolicy) -> dict[str, Any]:
+    recipe = loaded.provenance.get("recipe")
+    return recipe if isinstance(recipe, dict) else {}
+
+
+def _one_line(recipe: dict[str, Any]) -> str:
+    """Name, stage, objective and what most often differs; ``--json`` has all of it."""
+    stage, objective = recipe.get("stage"), recipe.get("objective")
+    parts = [str(recipe.get("name"))]
+    if isinstance(stage, dict):
+        names = stage.get("names") or []
+        number = stage.get("number")
+        parts.append(f"stage {number} of {len(names)} ({', '.join(names)})")
+    if isinstance(objective, dict):
+        parts.append(str(objective.get("name")))
+    return "; ".join(parts) + " (all of it: --json)"
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return json.dumps(value)

@@ -9,6 +9,7 @@ import typer
 from reflexarc.cli import (
     bench,
     checkpoint,
+    checkpoint_export,
     checkpoint_probe,
     data_collect,
     data_inspect,
@@ -38,6 +39,7 @@ app = typer.Typer(
 # Importing a module of a group registers its commands there; the others register themselves here.
 GROUP_MODULES = (
     checkpoint,
+    checkpoint_export,
     checkpoint_probe,
     data_collect,
     data_inspect,

@@ -26,6 +26,9 @@ from reflexarc.policy.interface import Policy
 from reflexarc.policy.processing import Processor
 from reflexarc.policy.registry import policy_class
 
+HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
+"""What weights may be stored in beside the policy's own precision, to which they are brought."""
+
 _SHOWN_TENSORS = 5
 
 
@@ -60,19 +63,21 @@ def save_checkpoint(
     statistics: NormalizationStatistics,
     provenance: Mapping[str, Any],
     *,
+    weights: Mapping[str, Tensor] | None = None,
     write_also: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write a checkpoint's folder atomically, in the place of an earlier one; returns it.
 
     Args:
         provenance: JSON values: recipe, dataset fingerprint, versions, seed, metrics.
+        weights: in the place of the policy's own ``trained_weights``: the same in half precision.
         write_also: called with the unfinished folder, to add files that the server never
             reads (``training_state/``); it appears together with the rest.
     """
     directory = Path(directory)
     Processor(policy.contract, statistics)  # refuses statistics of another layout
     content = {
-        files.MODEL_FILE: safetensors.torch.save(trained_weights(policy)),
+        files.MODEL_FILE: safetensors.torch.save(dict(weights or trained_weights(policy))),
         files.STATISTICS_FILE: statistics.to_json().encode(),
         **policy.extra_files(),
     }
@@ -177,6 +182,7 @@ def _load_weights(folder: Path, policy: Policy, content: bytes) -> None:
     except SafetensorError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     expected = trained_weights(policy)
+    weights = {name: _widened(tensor, expected.get(name)) for name, tensor in weights.items()}
     problems = [
         *_listed("lacks", expected.keys() - weights.keys()),
         *_listed("has the unexpected", weights.keys() - expected.keys()),
@@ -195,6 +201,13 @@ def _load_weights(folder: Path, policy: Policy, content: bytes) -> None:
             f"{path} does not fit the config in {files.MANIFEST_FILE}: it {'; it '.join(problems)}"
         )
     policy.load_state_dict({**policy.state_dict(), **weights})
+
+
+def _widened(tensor: Tensor, expected: Tensor | None) -> Tensor:
+    """Weights of ``reflexarc checkpoint export --half`` in the precision of the policy."""
+    if expected is not None and expected.dtype is torch.float32 and tensor.dtype in HALF.values():
+        return tensor.float()
+    return tensor
 
 
 def _listed(what: str, names: set[str]) -> list[str]:

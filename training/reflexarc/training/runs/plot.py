@@ -67,7 +67,7 @@ def draw(runs: Sequence[Curves]) -> Figure:
     _losses(axes[0, 0], runs, colors)
     _best_metric(axes[0, 1], runs, colors)
     _lines(axes[0, 2], runs, colors, "learning_rate", "learning rate")
-    _time_split(axes[1, 0], runs)
+    _time_split(axes[1, 0], runs, colors)
     _gradients(axes[1, 1], runs, colors)
     _lines(axes[1, 2], runs, colors, "samples_per_second", "samples/s")
     if len(runs) > 1:
@@ -117,23 +117,32 @@ def _lines(
     _finish(axes, title, empty=not any(name in run.train for run in runs))
 
 
-def _time_split(axes: Axes, runs: Sequence[Curves]) -> None:
+def _time_split(axes: Axes, runs: Sequence[Curves], colors: Sequence[str]) -> None:
     """One bar a run: mean milliseconds of a step by part."""
-    timed = [run for run in runs if any(f"time/{part}" in run.train for part in _PARTS)]
+    timed = [
+        (run, color)
+        for run, color in zip(runs, colors, strict=True)
+        if any(f"time/{part}" in run.train for part in _PARTS)
+    ]
     left = np.zeros(len(timed))
-    for part, color in zip(_PARTS, _PART_COLORS, strict=True):
-        width = np.array(
-            [1e3 * run.train[f"time/{part}"][:, 1].mean() if f"time/{part}" in run.train else 0.0
-             for run in timed]
-        )  # fmt: skip
-        axes.barh(np.arange(len(timed)), width, left=left, color=color, label=part)
+    for part, part_color in zip(_PARTS, _PART_COLORS, strict=True):
+        width = np.array([_mean_milliseconds(run, part) for run, _ in timed])
+        axes.barh(np.arange(len(timed)), width, 0.5, left=left, color=part_color, label=part)
         left += width
-    axes.set_yticks(np.arange(len(timed)), [_short(run.label) for run in timed])
-    axes.invert_yaxis()
-    axes.margins(y=0.6 if len(timed) == 1 else 0.1)
+    for place, (run, color) in enumerate(timed):
+        total = f"{left[place]:.3g} ms"
+        said = total if len(runs) == 1 else f"{_short(run.label)}: {total}"
+        axes.text(0, place - 0.3, said, color=color, va="bottom")
+    axes.set_yticks([])
+    axes.set_ylim(max(len(timed), 2), -1)  # room for the legend at the foot
     if timed:
-        axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12))
+        axes.legend(frameon=False, ncols=3, loc="lower left")
     _finish(axes, "ms a step, mean of the run", empty=not timed, label="")
+
+
+def _mean_milliseconds(run: Curves, part: str) -> float:
+    name = f"time/{part}"
+    return 1e3 * float(run.train[name][:, 1].mean()) if name in run.train else 0.0
 
 
 def _gradients(axes: Axes, runs: Sequence[Curves], colors: Sequence[str]) -> None:
