@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -67,6 +68,10 @@ def train(
         Path | None,
         typer.Option(help="Folder of frame features; default: feature_cache beside --output."),
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(help="Of several processes: ddp, fsdp2, or auto, what accelerate was told."),
+    ] = "auto",
 ) -> None:
     """Train a policy; the last and the best checkpoint stand in the run's folder."""
     require("reflexarc train", "train", "torch", "h5py", "yaml", "safetensors", "tqdm")
@@ -75,11 +80,11 @@ def train(
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from rich.console import Console
 
-    from reflexarc.policy.devices import resolve_device
     from reflexarc.policy.memory import keep_freed_memory
+    from reflexarc.training.distributed.launch import join_processes
     from reflexarc.training.recipe_files import load_recipe
     from reflexarc.training.report import plan_table, summary_table
-    from reflexarc.training.run_folder import exclusive
+    from reflexarc.training.run_folder import RunFolder, exclusive
     from reflexarc.training.session import (
         check_run_folder,
         check_space,
@@ -92,9 +97,10 @@ def train(
 
     if resume and fresh:
         raise ConfigError("give --resume or --fresh, not both")
-    console = Console()
     keep_freed_memory()
+    processes = join_processes(engine, device)
     use_threads(threads)
+    console = Console(quiet=not processes.is_first)
     loaded = load_recipe(recipe, set_ or [], stage=stage, from_scratch=from_scratch)
     if data:
         paths = tuple(path.absolute() for path in data)
@@ -107,7 +113,7 @@ def train(
     planned = plan(
         loaded,
         output,
-        device=resolve_device(device),
+        device=processes.device,
         feature_cache=feature_cache,
         init_from=init_from,
     )
@@ -115,9 +121,13 @@ def train(
     if dry_run:
         return
     check_space(planned)  # before --fresh removes anything
-    with exclusive(output):
-        run = open_run_folder(loaded, output, resume=resume, fresh=fresh)
-        outcome = execute(planned, run, log=console.print)
+    processes.wait()  # until all have looked at what stood there
+    with exclusive(output) if processes.is_first else nullcontext():
+        if processes.is_first:
+            open_run_folder(loaded, output, resume=resume, fresh=fresh)
+        processes.wait()
+        outcome = execute(planned, RunFolder(output), log=console.print, engine=processes)
+    processes.close()
     console.print(summary_table(outcome, output))
     if outcome.stopped_by is not None:
         console.print(

@@ -13,6 +13,8 @@ import torch
 
 from reflexarc.contract.errors import ConfigError
 from reflexarc.training.config import Recipe
+from reflexarc.training.distributed import Engine
+from reflexarc.training.distributed.launch import threads_of_each
 from reflexarc.training.estimate import Estimate, check_disk, estimate
 from reflexarc.training.feature_store.holding import hold_features
 from reflexarc.training.outcome import Outcome, summary_of
@@ -132,13 +134,19 @@ def execute(
     *,
     progress_bar: bool = True,
     log: Callable[[str], None] = lambda line: None,
+    engine: Engine | None = None,
 ) -> Outcome:
     """Compute features, train, and write ``summary.json`` when the run is complete.
 
-    ``log`` is told what is worth a line.
+    ``log`` is told what is worth a line. The processes of an ``engine`` all call this; they share
+    features and steps, and the first alone writes into ``run``.
     """
+    engine = engine or Engine(planned.device)
     preparation = planned.preparation
-    features = preparation.features(planned.feature_cache, progress=progress_bar)
+    features = preparation.features(
+        planned.feature_cache, progress=progress_bar and engine.is_first
+    )
+    engine.wait()
     held = hold_features(features.arrays, planned.device)
     if features.remark:
         log(f"features computed anew: {features.remark}")
@@ -158,27 +166,36 @@ def execute(
         preparation.provenance(),
         run,
         progress_bar=progress_bar,
+        engine=engine,
     )
     resumed = trainer.resume()
     at = trainer.progress.step
-    complete = at == trainer.total_steps
-    reporters = Reporters() if complete else open_reporters(run, preparation.recipe, step=at)
-    with closing(reporters) as reporter:
+    reports = engine.is_first and at < trainer.total_steps
+    with closing(
+        open_reporters(run, preparation.recipe, step=at) if reports else Reporters()
+    ) as reporter:
         if resumed:
             log(f"resuming at step {at}")
             reporter.message(f"resuming at step {at}")
         outcome = trainer.train(reporter)
     # A run that was complete before is left as it stands.
-    if outcome.stopped_by is None and not (outcome.steps_run == 0 and run.summary.is_file()):
+    if (
+        engine.is_first
+        and outcome.stopped_by is None
+        and not (outcome.steps_run == 0 and run.summary.is_file())
+    ):
         write_text(run.summary, json.dumps(summary_of(outcome), indent=2))
     return outcome
 
 
 def use_threads(count: int | None) -> int:
-    """Let torch compute on ``count`` threads; None takes every core this process may use."""
+    """Let torch compute on ``count`` threads; None takes every core this process may use.
+
+    The processes of one run on this machine share the cores.
+    """
     if count is None:
         cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
-        count = len(cores) if cores else os.cpu_count() or 1
+        count = threads_of_each(len(cores) if cores else os.cpu_count() or 1)
     torch.set_num_threads(count)
     return count
 

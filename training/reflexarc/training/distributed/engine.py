@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -98,11 +98,6 @@ class Engine:
         """The highest number that any process gave."""
         return number
 
-    @contextmanager
-    def one_then_all(self) -> Iterator[None]:
-        """The first process runs the block, then the others do: what it made is there for them."""
-        yield
-
     def wait(self) -> None:
         """Until every process has come here."""
 
@@ -112,8 +107,3 @@ class Engine:
 
 def _on_cpu(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone().contiguous()
-
-
-def describe(engine: Engine) -> dict[str, Any]:
-    """What provenance says of the processes; the results do not depend on it."""
-    return {"engine": engine.name, "processes": engine.world, "device": engine.device.type}
