@@ -38,7 +38,10 @@ def plot_png(summary: OfflineSummary) -> bytes:
             markersize=3.5,
         )
     axes[0].set_ylabel("MAE / standard deviation")
-    axes[0].legend(ncols=2, fontsize=8, frameon=False)
+    # Above the lines, which leave no room among themselves.
+    axes[0].legend(
+        ncols=3, fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0)
+    )
     if with_gripper:
         wrong = [
             100 * (1 - p.gripper.correct / p.gripper.total) if p.gripper else 0.0
