@@ -125,6 +125,7 @@ class DecoderCache:
     def __init__(self, kept: int = _OPEN_DECODERS) -> None:
         self._kept = kept
         self._decoders: OrderedDict[Path, VideoDecoder] = OrderedDict()
+        self._abandoned: list[OrderedDict[Path, VideoDecoder]] = []
         self._process = os.getpid()
         self._lock = Lock()
 
@@ -133,6 +134,8 @@ class DecoderCache:
     ) -> npt.NDArray[np.uint8]:
         """See :meth:`VideoDecoder.frames`. Threads take turns."""
         if self._process != os.getpid():
+            # Freeing the parent's would wait for its threads, which a fork does not copy.
+            self._abandoned.append(self._decoders)
             self._decoders, self._lock, self._process = OrderedDict(), Lock(), os.getpid()
         with self._lock:
             decoder = self._decoders.pop(path, None) or VideoDecoder(path)
