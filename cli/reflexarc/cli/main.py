@@ -15,6 +15,7 @@ from reflexarc.cli import (
     data_inspect,
     data_precompute,
     demo,
+    doctor,
     eval_compare,
     eval_offline,
     eval_report,
@@ -50,7 +51,7 @@ GROUP_MODULES = (
     eval_offline,
     runs,
 )
-for module in (train, serve, query, bench, demo):
+for module in (train, serve, query, bench, demo, doctor):
     if hasattr(module, "register"):
         module.register(app)
 
