@@ -38,7 +38,7 @@ from reflexarc.training.time_windows import chunk_actions
 def test_a_chunk_past_the_end_holds_zero_deltas_and_the_last_gripper_command() -> None:
     actions = np.arange(5 * 7, dtype=np.float64).reshape(5, 7)
     actions[:, 6] = [-1, -1, 1, 1, 1]
-    chunks, mask = chunk_actions(actions, np.array([0, 3]), horizon=4, gripper=6)
+    chunks, mask = chunk_actions(actions, np.array([0, 3]), 4, libero_action(4))
     assert chunks.shape == (2, 4, 7)
     np.testing.assert_array_equal(chunks[0], actions[:4])
     np.testing.assert_array_equal(chunks[1, :2], actions[3:])

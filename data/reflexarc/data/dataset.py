@@ -92,6 +92,9 @@ class EpisodeDataset(Protocol):
     def cameras(self) -> tuple[str, ...]:
         """Names of the cameras that every episode has."""
 
+    def layout(self, wanted: str) -> str:
+        """The layout of its state: ``wanted`` of LIBERO's two, or its only one."""
+
     def subset(self, episodes: Sequence[DatasetEpisode]) -> EpisodeDataset:
         """The same data with these of its episodes alone."""
 

@@ -7,7 +7,6 @@ into the run's folder and into every checkpoint.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -18,14 +17,13 @@ from reflexarc.contract.policy_contract import (
     NormalizationMode,
     Orientation,
 )
-from reflexarc.data.libero_episode import Labels
 from reflexarc.training.config_base import (
-    FeatureDtype,
     Fraction,
     NotNegative,
     Positive,
     RecipeModel,
 )
+from reflexarc.training.config_data import DataConfig
 from reflexarc.training.config_objectives import FlowMatchingConfig, ObjectiveConfig
 from reflexarc.training.config_reporting import ReportingConfig
 
@@ -34,9 +32,11 @@ class ContractConfig(RecipeModel):
     """The parts of the policy's contract that a recipe chooses; the data decides the rest.
 
     ``source_size`` is the side of the recorded images in pixels; None takes what the data has.
+    ``state_layout`` chooses among the states of LIBERO's data; other data has the one that
+    ``data.state`` makes. ``orientation`` is ``upright`` for cameras that stand as they should.
     """
 
-    cameras: tuple[Literal["agentview", "eye_in_hand"], ...] = ("agentview", "eye_in_hand")
+    cameras: tuple[str, ...] = ("agentview", "eye_in_hand")
     image_size: Annotated[int, Field(ge=8, le=4096)] = 224
     source_size: Annotated[int, Field(ge=8, le=4096)] | None = None
     orientation: Orientation = "rotated_180"
@@ -59,29 +59,6 @@ class LanguageConfig(RecipeModel):
     """What embeds instructions: ``minilm`` (pretrained, offline) or ``hashed`` (smoke runs)."""
 
     encoder: Literal["minilm", "hashed"] = "minilm"
-
-
-class DataConfig(RecipeModel):
-    """Which demonstrations, and which of them are held out.
-
-    ``paths`` are files or folders; empty means ``datasets/<suite>``. ``tasks`` are task names or
-    shell patterns (``*soup*``); empty means all. ``validation_fraction`` of each task's episodes
-    are held out, drawn with ``split_seed``: whole episodes, never frames of one episode.
-    ``alignment`` says whether observations stand before or after their action, in files that do
-    not show it. ``labels`` says which actions the policy learns, and so which the statistics are
-    of: those that were executed, or their mean over the noise injected while collecting.
-    ``feature_dtype`` is how the features of frames are stored (``fp16``, ``bf16``, ``fp32``).
-    """
-
-    suite: str = "libero_object"
-    paths: tuple[Path, ...] = ()
-    tasks: tuple[str, ...] = ()
-    episodes_per_task: Positive | None = None
-    validation_fraction: Fraction = 0.1
-    split_seed: int = 0
-    alignment: Literal["before_action", "after_action"] | None = None
-    labels: Labels = "executed"
-    feature_dtype: FeatureDtype = "fp16"
 
 
 class OptimizerConfig(RecipeModel):

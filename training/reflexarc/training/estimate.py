@@ -21,7 +21,7 @@ from reflexarc.training.freezing import set_training_mode
 from reflexarc.training.objective import Objective
 from reflexarc.training.optimization import trained_parameters
 from reflexarc.training.preparation import Preparation
-from reflexarc.training.samples import BatchOrder, BatchSource
+from reflexarc.training.samples import BatchOrder, BatchSource, sample_weights
 
 _FLOAT = 4
 _PROBE_FRAMES = 2
@@ -63,7 +63,12 @@ def estimate(preparation: Preparation, output: Path, feature_cache: Path) -> Est
     sizes = _sizes(policy, preparation.objective)
     train = sum(len(episode.image_steps) for episode in preparation.train_episodes)
     held_out = sum(len(episode.image_steps) for episode in preparation.held_out_episodes)
-    order = BatchOrder(train, recipe.training.batch_size, recipe.training.seed)
+    order = BatchOrder(
+        train,
+        recipe.training.batch_size,
+        recipe.training.seed,
+        sample_weights(preparation.train_episodes),
+    )
     frame_bytes, activation_bytes = _probe(preparation)
     cached = find_features(feature_cache, preparation.feature_key)
     averages = sizes.trained_policy if recipe.training.ema_decay is not None else 0

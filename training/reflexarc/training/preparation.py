@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,16 +12,13 @@ from typing import Any
 
 import torch
 
-from reflexarc.contract import Camera, NormalizationStatistics, PolicyContract
-from reflexarc.contract.errors import ConfigError, DatasetError
-from reflexarc.contract.policy_contract import LIBERO_STATES, libero_action
-from reflexarc.data.libero_episode import Episode
-from reflexarc.data.libero_hdf5 import LiberoDataset, open_libero
+from reflexarc.contract import NormalizationStatistics, PolicyContract
+from reflexarc.data.dataset import DatasetEpisode
 from reflexarc.data.statistics import compute_statistics
 from reflexarc.policy.checkpoint import LoadedPolicy
 from reflexarc.policy.interface import Policy, Task, Tensors
 from reflexarc.policy.processing import Processor
-from reflexarc.training.config import DataConfig, Recipe
+from reflexarc.training.config import Recipe
 from reflexarc.training.families import build_policy
 from reflexarc.training.feature_store.dtypes import FeatureRows
 from reflexarc.training.feature_store.keys import FeatureKey, feature_key
@@ -30,6 +26,7 @@ from reflexarc.training.feature_store.store import FrameFeatures, frame_features
 from reflexarc.training.freezing import freeze_modules, module_at
 from reflexarc.training.objective import Objective
 from reflexarc.training.objectives.making import make_objective
+from reflexarc.training.recipe_data import limit_episodes, make_contract, open_dataset
 from reflexarc.training.samples import (
     BatchSource,
     SampleTable,
@@ -53,8 +50,8 @@ class Preparation:
 
     recipe: Recipe
     dataset_fingerprint: str
-    train_episodes: list[Episode]
-    held_out_episodes: list[Episode]
+    train_episodes: list[DatasetEpisode]
+    held_out_episodes: list[DatasetEpisode]
     statistics: NormalizationStatistics
     policy: Policy
     objective: Objective
@@ -68,7 +65,7 @@ class Preparation:
         return self.policy.contract
 
     @property
-    def episodes(self) -> list[Episode]:
+    def episodes(self) -> list[DatasetEpisode]:
         return self.train_episodes + self.held_out_episodes
 
     @cached_property
@@ -101,13 +98,13 @@ class Preparation:
 
     def _source(
         self,
-        episodes: Sequence[Episode],
+        episodes: Sequence[DatasetEpisode],
         first_rows: Sequence[int],
         features: Mapping[str, FeatureRows],
     ) -> BatchSource:
         return BatchSource(self.samples(episodes, first_rows), features, self.task)
 
-    def samples(self, episodes: Sequence[Episode], first_rows: Sequence[int]) -> SampleTable:
+    def samples(self, episodes: Sequence[DatasetEpisode], first_rows: Sequence[int]) -> SampleTable:
         """The samples of some episodes, whose first frames stand at ``first_rows``."""
         return build_samples(
             episodes,
@@ -122,7 +119,9 @@ class Preparation:
         """What a checkpoint says about its origin, beside position and metrics."""
         return {
             # Where the files lay is a fact of one machine; the fingerprint says which they were.
-            "recipe": self.recipe.model_dump(mode="json", exclude={"data": {"paths"}}),
+            "recipe": self.recipe.model_dump(
+                mode="json", exclude={"data": {"paths": True, "sources": {"__all__": {"path"}}}}
+            ),
             "seed": self.recipe.training.seed,
             "init_from": self.origin,
             # False after a stage that only learnt to represent: its chunks mean nothing.
@@ -155,16 +154,21 @@ def prepare(
         ConfigError: the recipe asks for a task or size that the data does not have, or ``start``
             is not what this recipe starts from.
     """
-    dataset = open_dataset(recipe.data)
-    episodes = _limit(dataset.episodes, recipe.data.episodes_per_task)
-    names = [episode.task_name for episode in episodes]
+    dataset = open_dataset(recipe)
+    dataset.check_images()
+    episodes = limit_episodes(dataset.episodes, recipe.data.episodes_per_task)
+    by_task = recipe.data.split_by == "task"
+    names = [episode.task_name if by_task else "" for episode in episodes]
     train, held_out = split_episodes(names, recipe.data.validation_fraction, recipe.data.split_seed)
     train_episodes = [episodes[i] for i in train]
     held_out_episodes = [episodes[i] for i in held_out]
+    layout = dataset.layout(recipe.contract.state_layout)
     statistics = compute_statistics(
-        LiberoDataset(train_episodes), recipe.contract.state_layout, labels=recipe.data.labels
+        dataset.subset(train_episodes), layout, labels=recipe.data.labels
     )
-    contract = make_contract(recipe, episodes)
+    for episode in held_out_episodes:  # what is not finite is named before hours of features
+        episode.states(layout)
+    contract = make_contract(recipe, dataset.subset(episodes), statistics)
     instructions = sorted({episode.instruction for episode in episodes})
     torch.manual_seed(derived_seed(recipe.training.seed, "weights", 0))
     policy = build_policy(recipe, contract, instructions)
@@ -192,94 +196,3 @@ def prepare(
         origin=None if start is None else origin_of(start),
         task_rows={text: row for row, text in enumerate(instructions)},
     )
-
-
-def open_dataset(config: DataConfig) -> LiberoDataset:
-    """The files of the recipe's tasks, and no others.
-
-    Raises ConfigError for a task pattern that matches nothing, naming the tasks there are.
-    """
-    paths = config.paths or (Path("datasets") / config.suite,)
-    for path in paths:
-        if not path.exists():
-            raise DatasetError(
-                f"there is no {path}: name the demonstrations with --data PATH, or collect them "
-                f"with: reflexarc data collect --suite {config.suite}",
-                field="data.paths",
-            )
-    dataset = open_libero(paths, alignment=config.alignment)
-    if not config.tasks:
-        return dataset
-    known = sorted({episode.task_name for episode in dataset.episodes})
-    for pattern in config.tasks:
-        if not fnmatch.filter(known, pattern):
-            raise ConfigError(
-                f"data.tasks: {pattern!r} matches none of the tasks in "
-                f"{', '.join(map(str, paths))}: {', '.join(known)}",
-                field="data.tasks",
-            )
-    wanted = {name for pattern in config.tasks for name in fnmatch.filter(known, pattern)}
-    files = sorted({e.path for e in dataset.episodes if e.task_name in wanted})
-    return open_libero(files, alignment=config.alignment)
-
-
-def make_contract(recipe: Recipe, episodes: Sequence[Episode]) -> PolicyContract:
-    """The recipe's contract, with the image size that the data was recorded at.
-
-    Raises DatasetError for data of two image sizes, and ConfigError when the recipe insists on
-    another size than the data's.
-    """
-    parts = recipe.contract
-    height, width = _recorded_size(episodes)
-    if parts.source_size is not None and (height, width) != (parts.source_size,) * 2:
-        raise ConfigError(
-            f"contract.source_size is {parts.source_size}, but {episodes[0].path.name} holds "
-            f"images of {height}x{width}",
-            field="contract.source_size",
-        )
-    cameras = tuple(
-        Camera(
-            name=name,
-            height=parts.image_size,
-            width=parts.image_size,
-            orientation=parts.orientation,
-            source_height=height,
-            source_width=width,
-        )
-        for name in parts.cameras
-    )
-    return PolicyContract(
-        family=recipe.family,
-        cameras=cameras,
-        state=LIBERO_STATES[parts.state_layout],
-        action=libero_action(parts.horizon),
-        history=parts.history,
-        state_normalization=parts.state_normalization,
-        action_normalization=parts.action_normalization,
-    )
-
-
-def _recorded_size(episodes: Sequence[Episode]) -> tuple[int, int]:
-    first = episodes[0]
-    for episode in episodes:
-        if episode.image_shape != first.image_shape:
-            one, two = ("x".join(map(str, e.image_shape[:2])) for e in (episode, first))
-            raise DatasetError(
-                f"{episode.path.name}, {episode.demo} holds images of {one}, {first.path.name} "
-                f"of {two}; train on files of one image size",
-                field="data.paths",
-            )
-    return first.image_shape[0], first.image_shape[1]
-
-
-def _limit(episodes: Sequence[Episode], per_task: int | None) -> list[Episode]:
-    """The first ``per_task`` episodes of every task, in the order of the files."""
-    if per_task is None:
-        return list(episodes)
-    seen: dict[str, int] = {}
-    kept = []
-    for episode in episodes:
-        seen[episode.task_name] = seen.get(episode.task_name, 0) + 1
-        if seen[episode.task_name] <= per_task:
-            kept.append(episode)
-    return kept

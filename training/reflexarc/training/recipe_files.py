@@ -215,6 +215,8 @@ def _refuse_unknown_keys(values: object, model: type[BaseModel], prefix: str) ->
         inner = _model_of(model, key, value, prefix)
         if inner is not None:
             _refuse_unknown_keys(value, inner, f"{prefix}{key}.")
+            for place, item in enumerate(value if isinstance(value, list | tuple) else ()):
+                _refuse_unknown_keys(item, inner, f"{prefix}{key}[{place}].")
 
 
 def _models_of(model: type[BaseModel], key: str) -> list[type[BaseModel]]:
@@ -222,7 +224,9 @@ def _models_of(model: type[BaseModel], key: str) -> list[type[BaseModel]]:
     annotation = model.model_fields[key].annotation
     members = get_args(annotation) or (annotation,)
     bare = [get_args(m)[0] if get_origin(m) is Annotated else m for m in members]
-    return [m for m in bare if isinstance(m, type) and issubclass(m, BaseModel)]
+    # Python 3.10 takes ``dict[str, str]`` for a type.
+    plain = [m for m in bare if get_origin(m) is None]
+    return [m for m in plain if isinstance(m, type) and issubclass(m, BaseModel)]
 
 
 def _model_of(

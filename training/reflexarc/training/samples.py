@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from reflexarc.contract.errors import ConfigError
-from reflexarc.data.libero_episode import Episode, Labels
+from reflexarc.data.dataset import DatasetEpisode, Labels
 from reflexarc.policy.interface import Tensors
 from reflexarc.policy.processing import Processor
+from reflexarc.training.batch_order import BatchOrder, derived_seed, seeded_generator
 from reflexarc.training.feature_store.dtypes import FeatureRows, as_rows
 from reflexarc.training.objective import Batch
 from reflexarc.training.time_windows import (
@@ -24,6 +25,18 @@ from reflexarc.training.time_windows import (
     window_steps,
     window_valid,
 )
+
+__all__ = [
+    "BatchOrder",
+    "BatchSource",
+    "FutureTable",
+    "SampleTable",
+    "build_samples",
+    "derived_seed",
+    "sample_weights",
+    "seeded_generator",
+    "split_episodes",
+]
 
 
 def split_episodes(
@@ -77,6 +90,7 @@ class SampleTable:
         valid: ``bool (N, T)``, False where a row of the window is padding.
         task_row: ``int64 (N,)``, row in the tensors of ``embed_task``.
         future: the same k steps ahead, where it was asked for.
+        weight: ``float64 (N,)``, how often an epoch sees each; None where it sees each once.
     """
 
     state: Tensor
@@ -86,13 +100,14 @@ class SampleTable:
     valid: Tensor
     task_row: Tensor
     future: FutureTable | None = None
+    weight: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.frame_row)
 
 
 def build_samples(
-    episodes: Sequence[Episode],
+    episodes: Sequence[DatasetEpisode],
     first_frame_rows: Sequence[int],
     task_rows: Mapping[str, int],
     processor: Processor,
@@ -118,7 +133,7 @@ def build_samples(
         for episode, first_row in zip(episodes, first_frame_rows, strict=True)
     ]
     state, actions, mask, rows, valid, tasks = map(torch.cat, zip(*samples, strict=True))
-    table = SampleTable(state, actions, mask, rows, valid, tasks)
+    table = SampleTable(state, actions, mask, rows, valid, tasks, weight=sample_weights(episodes))
     if ahead is None:
         return table
     later = [
@@ -135,13 +150,13 @@ def build_samples(
 
 
 def _episode_samples(
-    episode: Episode, first_row: int, task_row: int, processor: Processor, labels: Labels
+    episode: DatasetEpisode, first_row: int, task_row: int, processor: Processor, labels: Labels
 ) -> tuple[Tensor, ...]:
     """The columns of a :class:`SampleTable` in order, but the future."""
     steps = np.asarray(episode.image_steps, dtype=np.int64)
     horizon = processor.contract.action.horizon
     actions = episode.labelled_actions(labels)
-    chunk, mask = chunk_actions(actions, steps, horizon, _gripper_index(processor))
+    chunk, mask = chunk_actions(actions, steps, horizon, processor.contract.action)
     state, frame_row, valid = _windows(episode, steps, first_row, processor)
     return (
         state,
@@ -154,20 +169,20 @@ def _episode_samples(
 
 
 def _episode_future(
-    episode: Episode, first_row: int, processor: Processor, ahead: int
+    episode: DatasetEpisode, first_row: int, processor: Processor, ahead: int
 ) -> tuple[Tensor, ...]:
     """The columns of a :class:`FutureTable` in order."""
     steps = np.asarray(episode.image_steps, dtype=np.int64)
     later, exists = future_steps(episode, ahead)
     state, frame_row, valid = _windows(episode, later, first_row, processor)
     # What was executed made the future, not what an expert would rather have done.
-    taken, _ = chunk_actions(episode.actions(), steps, ahead, _gripper_index(processor))
+    taken, _ = chunk_actions(episode.actions(), steps, ahead, processor.contract.action)
     actions = processor.normalize_actions(taken)
     return state, frame_row, valid, torch.from_numpy(exists), actions
 
 
 def _windows(
-    episode: Episode, steps: npt.NDArray[np.int64], first_row: int, processor: Processor
+    episode: DatasetEpisode, steps: npt.NDArray[np.int64], first_row: int, processor: Processor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``state``, ``frame_row`` and ``valid`` of the decisions at ``steps``."""
     history = processor.contract.history
@@ -178,11 +193,13 @@ def _windows(
     return states[seen], torch.from_numpy(first_row + rows), torch.from_numpy(valid)
 
 
-def _gripper_index(processor: Processor) -> int:
-    gripper = processor.contract.action.gripper
-    if gripper is None:
-        raise ValueError("samples need a contract whose action has a gripper")
-    return gripper.index
+def sample_weights(episodes: Sequence[DatasetEpisode]) -> Tensor | None:
+    """``float64 (N,)``, the weight of each frame's episode; None where all are 1."""
+    weights = [episode.weight for episode in episodes]
+    if all(weight == 1 for weight in weights):
+        return None
+    counts = torch.tensor([len(episode.image_steps) for episode in episodes])
+    return torch.tensor(weights, dtype=torch.float64).repeat_interleave(counts)
 
 
 class BatchSource:
@@ -197,6 +214,10 @@ class BatchSource:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def order(self, batch_size: int, seed: int) -> BatchOrder:
+        """The order of its samples in training."""
+        return BatchOrder(len(self), batch_size, seed, self.samples.weight)
 
     def batch(self, indices: Tensor) -> Batch:
         """The samples at ``indices (B,)`` int64 as one batch.
@@ -234,40 +255,3 @@ class BatchSource:
             window[name] = rows.view(*frame_row.shape, *rows.shape[1:])
         window["state"] = state
         return window
-
-
-class BatchOrder:
-    """Which samples each optimiser step sees: a seeded permutation an epoch.
-
-    A pure function of the step, so that a resumed run sees the same batches. Every sample is
-    seen once an epoch; the last batch of an epoch may be smaller.
-    """
-
-    def __init__(self, samples: int, batch_size: int, seed: int) -> None:
-        self.samples = samples
-        self.batch_size = min(batch_size, samples)
-        self.steps_per_epoch = -(-samples // self.batch_size)
-        self._seed = seed
-        self._epoch = -1
-        self._permutation = torch.empty(0, dtype=torch.int64)
-
-    def indices(self, step: int) -> Tensor:
-        """Sample indices of optimiser step ``step``, counted from 0."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:
-            generator = seeded_generator(self._seed, "order", epoch)
-            self._permutation = torch.randperm(self.samples, generator=generator)
-            self._epoch = epoch
-        start = position * self.batch_size
-        return self._permutation[start : start + self.batch_size]
-
-
-def derived_seed(seed: int, purpose: str, index: int) -> int:
-    """A seed in [0, 2**63) for one purpose and index of a run."""
-    digest = hashlib.sha256(f"{seed}/{purpose}/{index}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
-
-
-def seeded_generator(seed: int, purpose: str, index: int) -> torch.Generator:
-    """A CPU generator seeded by :func:`derived_seed`."""
-    return torch.Generator().manual_seed(derived_seed(seed, purpose, index))

@@ -9,22 +9,26 @@ import numpy as np
 import numpy.typing as npt
 
 from reflexarc.contract.errors import ConfigError
-from reflexarc.data.libero_episode import Episode
+from reflexarc.contract.policy_contract import ActionSpec
+from reflexarc.data.dataset import DatasetEpisode
 
 Steps = npt.NDArray[np.int64]
 _OFFERED_UP_TO = 40
 
 
 def chunk_actions(
-    actions: npt.NDArray[np.floating], steps: Steps, horizon: int, gripper: int
+    actions: npt.NDArray[np.floating], steps: Steps, horizon: int, action: ActionSpec
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """Chunks ``(F, H, D)`` that start at ``steps (F,)`` of ``actions (T, D)``, and their mask.
 
-    Past the end of the episode a chunk holds zero deltas and the last gripper command, and the
-    mask ``(F, H)`` is False.
+    Past the end of the episode a chunk stands still, and the mask ``(F, H)`` is False: targets
+    stay the last one; deltas and velocities are zero, with the last gripper command.
     """
     padding = np.zeros((horizon, actions.shape[1]))
-    padding[:, gripper] = actions[-1, gripper]
+    if action.kind == "position":
+        padding[:] = actions[-1]
+    elif action.gripper is not None:
+        padding[:, action.gripper.index] = actions[-1, action.gripper.index]
     padded = np.concatenate([actions, padding])
     rows = steps[:, None] + np.arange(horizon)
     return padded[rows], rows < len(actions)
@@ -45,7 +49,7 @@ def window_valid(steps: Steps, rows: int, stride: int) -> npt.NDArray[np.bool_]:
     return (steps[:, None] - np.arange(rows - 1, -1, -1) * stride) >= 0
 
 
-def frame_rows(episode: Episode, steps: Steps) -> Steps:
+def frame_rows(episode: DatasetEpisode, steps: Steps) -> Steps:
     """Index into the episode's frames of the image at each of ``steps``, any shape.
 
     Raises ConfigError when an image was not rendered at one of them.
@@ -61,7 +65,7 @@ def frame_rows(episode: Episode, steps: Steps) -> Steps:
     return rows
 
 
-def future_steps(episode: Episode, ahead: int) -> tuple[Steps, npt.NDArray[np.bool_]]:
+def future_steps(episode: DatasetEpisode, ahead: int) -> tuple[Steps, npt.NDArray[np.bool_]]:
     """The step ``ahead`` control steps after each of the episode's frames, and where it exists.
 
     Past the end of the episode the last frame's step stands in its place, with False.
@@ -82,12 +86,12 @@ def future_steps(episode: Episode, ahead: int) -> tuple[Steps, npt.NDArray[np.bo
     return np.where(exists, steps + ahead, steps[-1]), exists
 
 
-def _is_rendered(episode: Episode, ahead: int) -> bool:
+def _is_rendered(episode: DatasetEpisode, ahead: int) -> bool:
     later = np.asarray(episode.image_steps, dtype=np.int64) + ahead
     return bool((_rows_by_step(episode)[later[later < episode.length]] >= 0).all())
 
 
-def _rows_by_step(episode: Episode) -> Steps:
+def _rows_by_step(episode: DatasetEpisode) -> Steps:
     """``int64 (T,)``: the index of the image at each step, -1 where there is none."""
     rows = np.full(episode.length, -1, dtype=np.int64)
     rows[episode.image_steps] = np.arange(len(episode.image_steps))

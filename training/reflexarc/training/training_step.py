@@ -13,7 +13,7 @@ from reflexarc.training.loader import BatchLoader
 from reflexarc.training.objective import Batch, Draws, Losses
 from reflexarc.training.optimization import AveragedWeights, make_optimizer, trained_parameters
 from reflexarc.training.precision import Precision
-from reflexarc.training.samples import BatchOrder, BatchSource, seeded_generator
+from reflexarc.training.samples import BatchSource, seeded_generator
 from reflexarc.training.schedule import learning_rate_factor
 from reflexarc.training.seeding import seed_generators
 from reflexarc.training.shares import Share, drawn_rows, in_size_of, shares_of, without_loss
@@ -35,9 +35,9 @@ class TrainingStep:
     ) -> None:
         self.recipe, self.loop = recipe, recipe.training
         self.modules, self.engine = modules, engine
-        self.order = BatchOrder(len(source), self.loop.batch_size, self.loop.seed)
+        self.order = source.order(self.loop.batch_size, self.loop.seed)
         # It remembers one epoch, and threads may read in the next one already.
-        self._order_ahead = BatchOrder(len(source), self.loop.batch_size, self.loop.seed)
+        self._order_ahead = source.order(self.loop.batch_size, self.loop.seed)
         self.total_steps = self.loop.steps or (self.loop.epochs or 0) * self.order.steps_per_epoch
         if self.loop.activation_checkpointing:
             checkpoint_activations(modules.policy)

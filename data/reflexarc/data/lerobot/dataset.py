@@ -51,10 +51,20 @@ class LeRobotDataset:
     def cameras(self) -> tuple[str, ...]:
         return tuple(self.mapping.cameras)
 
+    def layout(self, wanted: str) -> str:
+        """Of data that came from LIBERO the one that is wanted, else the mapped one."""
+        return wanted if self.libero is not None else self.mapping.state_spec.layout
+
     def subset(self, episodes: Sequence[DatasetEpisode]) -> LeRobotDataset:
         """These of its episodes alone."""
         chosen = {id(episode) for episode in episodes}
         return replace(self, episodes=[e for e in self.episodes if id(e) in chosen])
+
+    def with_cameras(self, cameras: AnyMapping[str, str]) -> LeRobotDataset:
+        """The same episodes with these cameras alone, name to feature."""
+        mapping = replace(self.mapping, cameras=dict(cameras))
+        episodes = [replace(episode, mapping=mapping) for episode in self.episodes]
+        return replace(self, mapping=mapping, episodes=episodes)
 
     def state_spec(self, layout: str) -> StateSpec:
         """The mapped state; of data that came from LIBERO, one of its layouts."""

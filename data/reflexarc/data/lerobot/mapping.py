@@ -204,9 +204,10 @@ def _part(
             f"{info.root}: {text!r} lies outside the {width} columns of {key}", field=default
         )
     columns = Slice(feature.key, base + first, base + last)
+    own_names = name is None
     if name is None:
         name = own if start is None else f"{own}_{first}_{last}"
-    whole = (columns.start, columns.end) == (0, feature.shape[0])
+    whole = own_names and (columns.start, columns.end) == (0, feature.shape[0])
     if columns.width == 1:
         names: tuple[str, ...] = (name,)
     elif whole and feature.names and len(set(feature.names)) == len(feature.names):

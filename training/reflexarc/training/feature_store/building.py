@@ -18,7 +18,7 @@ import numpy as np
 from filelock import FileLock
 
 from reflexarc.contract.errors import ConfigError
-from reflexarc.data.libero_episode import Episode
+from reflexarc.data.dataset import DatasetEpisode
 from reflexarc.policy.interface import Policy, Tensors
 from reflexarc.training.config_base import FeatureDtype
 from reflexarc.training.feature_store.dtypes import NUMPY_DTYPES, to_stored
@@ -131,7 +131,7 @@ def existing_parent(path: Path) -> Path:
 def compute(
     building: Building,
     policy: Policy,
-    episodes: Sequence[Episode],
+    episodes: Sequence[DatasetEpisode],
     key: FeatureKey,
     *,
     batch_size: int = 16,
@@ -169,8 +169,8 @@ def compute(
 
 
 def _pieces(
-    building: Building, shard: int, episodes: dict[str, Episode]
-) -> Iterator[tuple[Episode, np.ndarray[tuple[int], np.dtype[np.int64]]]]:
+    building: Building, shard: int, episodes: dict[str, DatasetEpisode]
+) -> Iterator[tuple[DatasetEpisode, np.ndarray[tuple[int], np.dtype[np.int64]]]]:
     """The episodes whose rows lie in a shard, and which of their frames do."""
     rows = building.rows_of(shard)
     for held in building.index.episodes:

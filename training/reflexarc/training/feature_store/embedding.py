@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -11,19 +9,20 @@ from torch import Tensor
 
 from reflexarc.contract import Camera, PolicyContract
 from reflexarc.contract.images import prepare_image
-from reflexarc.data.libero_episode import Episode
+from reflexarc.data.dataset import DatasetEpisode
 from reflexarc.policy.interface import Policy, Task, Tensors
 
 Frames = npt.NDArray[np.int64]
 
 
-def recorded_frames(episode: Episode, camera: Camera, frames: Frames) -> npt.NDArray[np.uint8]:
+def recorded_frames(
+    episode: DatasetEpisode, camera: Camera, frames: Frames
+) -> npt.NDArray[np.uint8]:
     """``uint8 (n, H, W, 3)`` as they lie in the dataset."""
-    # The reader refuses a name that is none of its cameras.
-    return episode.images(cast(Literal["agentview", "eye_in_hand"], camera.name), frames)
+    return episode.images(camera.name, frames)
 
 
-def prepare_frames(contract: PolicyContract, episode: Episode, frames: Frames) -> Tensors:
+def prepare_frames(contract: PolicyContract, episode: DatasetEpisode, frames: Frames) -> Tensors:
     """Camera name to ``uint8 (n, H, W, 3)`` as the contract wants it, from the recorded frames."""
     prepared = {}
     for camera in contract.cameras:
@@ -35,7 +34,7 @@ def prepare_frames(contract: PolicyContract, episode: Episode, frames: Frames) -
 
 @torch.inference_mode()
 def embed_episode(
-    policy: Policy, episode: Episode, frames: Frames, *, batch_size: int | None = None
+    policy: Policy, episode: DatasetEpisode, frames: Frames, *, batch_size: int | None = None
 ) -> Tensors:
     """``embed_frames`` of some frames of one episode, on the CPU; pixels stay uint8.
 

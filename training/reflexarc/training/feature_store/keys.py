@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from reflexarc.contract import Camera
-from reflexarc.data.libero_episode import Episode
+from reflexarc.data.dataset import DatasetEpisode
 from reflexarc.policy.interface import Policy
 from reflexarc.training.config_base import FeatureDtype
 from reflexarc.training.feature_store.dtypes import stored_name
@@ -94,7 +94,7 @@ class FeatureKey:
 @torch.inference_mode()
 def feature_key(
     policy: Policy,
-    episodes: Sequence[Episode],
+    episodes: Sequence[DatasetEpisode],
     dataset_fingerprint: str,
     dtype: FeatureDtype = "fp16",
 ) -> FeatureKey:
@@ -150,7 +150,7 @@ def _steps(camera: Camera) -> str:
     return " -> ".join([source, *camera.steps, f"{camera.height}x{camera.width}"])
 
 
-def _episode_digest(episode: Episode, cameras: Sequence[Camera]) -> str:
+def _episode_digest(episode: DatasetEpisode, cameras: Sequence[Camera]) -> str:
     digest = hashlib.sha256(json.dumps([episode.path.name, episode.demo]).encode())
     digest.update(np.ascontiguousarray(episode.image_steps).data)
     first: Frames = np.zeros(1, dtype=np.int64)

@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from reflexarc.contract.errors import ConfigError, ReflexarcError
-from reflexarc.data.libero_episode import Episode
+from reflexarc.data.dataset import DatasetEpisode
 from reflexarc.policy.interface import Policy
 from reflexarc.training.feature_store.building import (
     SHARD_ROWS,
@@ -102,7 +102,7 @@ def open_features(folder: Path, key: FeatureKey, *, found: int, remark: str = ""
 
 def frame_features(
     policy: Policy,
-    episodes: Sequence[Episode],
+    episodes: Sequence[DatasetEpisode],
     key: FeatureKey,
     cache: Path,
     *,

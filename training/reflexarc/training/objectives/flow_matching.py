@@ -35,10 +35,10 @@ class FlowMatchingObjective(Objective):
 
     Args:
         config: weights, density of t, noise on the state.
-        gripper_index: the gripper's column in the action.
+        gripper_index: the gripper's column in the action, None where there is none.
     """
 
-    def __init__(self, config: FlowMatchingConfig, gripper_index: int) -> None:
+    def __init__(self, config: FlowMatchingConfig, gripper_index: int | None) -> None:
         super().__init__()
         self.config = config
         self.gripper_index = gripper_index
@@ -47,7 +47,8 @@ class FlowMatchingObjective(Objective):
         """``noise (B, R, H, A)``, ``time (B, R)`` in (0, 1], ``state_noise (B, T, S)``."""
         rows, horizon, dimension = batch.actions.shape
         repeats = self.config.draws_per_sample
-        noise = torch.randn(rows, repeats, horizon, dimension - 1, generator=generator)
+        continuous = dimension - (self.gripper_index is not None)
+        noise = torch.randn(rows, repeats, horizon, continuous, generator=generator)
         time = sample_times(rows * repeats, self.config.time_density, generator)
         state_noise = torch.randn(batch.window["state"].shape, generator=generator)
         return {
@@ -57,7 +58,7 @@ class FlowMatchingObjective(Objective):
         }
 
     def forward(self, policy: Policy, batch: Batch, draws: Draws) -> Losses:
-        """``flow``, ``gripper`` and ``total``; a batch without any valid step gives zeros."""
+        """``flow``, ``total`` and, with one, ``gripper``; zeros for a batch without a valid step."""
         model = cast(FlowMatchingPolicy, policy)
         continuous, closed = self._split(batch.actions)
         window = {**batch.window, "state": batch.window["state"] + draws["state_noise"]}
@@ -73,14 +74,18 @@ class FlowMatchingObjective(Objective):
         error = (velocity.float() - target_velocity(target_action, noise)).square().mean(-1)
         flow = masked_mean(error, mask.repeat_interleave(repeats, 0))
 
+        if closed is None:
+            return {"total": self.config.flow_weight * flow, "flow": flow}
         logits = model.gripper_logits(context).float()
         entropy = F.binary_cross_entropy_with_logits(logits, closed, reduction="none")
         gripper = masked_mean(entropy, mask)
         total = self.config.flow_weight * flow + self.config.gripper_weight * gripper
         return {"total": total, "flow": flow, "gripper": gripper}
 
-    def _split(self, actions: Tensor) -> tuple[Tensor, Tensor]:
+    def _split(self, actions: Tensor) -> tuple[Tensor, Tensor | None]:
         """Continuous dimensions ``(B, H, D-1)``, and 1.0 where the gripper closes ``(B, H)``."""
         index = self.gripper_index
+        if index is None:
+            return actions, None
         continuous = torch.cat([actions[..., :index], actions[..., index + 1 :]], dim=-1)
         return continuous, (actions[..., index] > 0).float()

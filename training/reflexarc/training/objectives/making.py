@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from reflexarc.contract.errors import ConfigError
-from reflexarc.data.libero_episode import Episode
+from reflexarc.data.dataset import DatasetEpisode
 from reflexarc.policy.interface import Policy, Task
 from reflexarc.training.config import Recipe
 from reflexarc.training.config_objectives import FlowMatchingConfig
@@ -17,7 +17,7 @@ from reflexarc.training.objectives.temporal_jepa import TemporalJEPAObjective
 from reflexarc.training.samples import derived_seed
 
 
-def make_objective(recipe: Recipe, policy: Policy, episode: Episode) -> Objective:
+def make_objective(recipe: Recipe, policy: Policy, episode: DatasetEpisode) -> Objective:
     """The objective of a recipe, on the CPU; the recipe's seed decides its weights.
 
     Args:
@@ -28,7 +28,7 @@ def make_objective(recipe: Recipe, policy: Policy, episode: Episode) -> Objectiv
     config = recipe.objective
     if isinstance(config, FlowMatchingConfig):
         gripper = policy.contract.action.gripper
-        return FlowMatchingObjective(config, gripper.index if gripper else -1)
+        return FlowMatchingObjective(config, gripper.index if gripper else None)
     dimension = representation_dimension(policy, episode)
     torch.manual_seed(derived_seed(recipe.training.seed, "objective", 0))
     return TemporalJEPAObjective(
@@ -37,7 +37,7 @@ def make_objective(recipe: Recipe, policy: Policy, episode: Episode) -> Objectiv
 
 
 @torch.inference_mode()
-def representation_dimension(policy: Policy, episode: Episode) -> int:
+def representation_dimension(policy: Policy, episode: DatasetEpisode) -> int:
     """K·d of ``policy.representation``, as it comes out for one frame."""
     representation = getattr(policy, "representation", None)
     if representation is None:
