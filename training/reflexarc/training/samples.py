@@ -17,6 +17,7 @@ from reflexarc.policy.interface import Tensors
 from reflexarc.policy.processing import Processor
 from reflexarc.training.batch_order import BatchOrder, derived_seed, seeded_generator
 from reflexarc.training.feature_store.dtypes import FeatureRows, as_rows
+from reflexarc.training.feature_store.gather import gather_rows
 from reflexarc.training.objective import Batch
 from reflexarc.training.time_windows import (
     chunk_actions,
@@ -249,9 +250,7 @@ class BatchSource:
         wanted = frame_row.flatten()
         window = {}
         for name, features in self._features.items():
-            rows = features.index_select(0, wanted.to(features.device))
-            if rows.is_floating_point():
-                rows = rows.float()
+            rows = gather_rows(features, wanted)
             window[name] = rows.view(*frame_row.shape, *rows.shape[1:])
         window["state"] = state
         return window

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -210,7 +211,11 @@ def _refuse_other_recipe(before: Recipe, now: Recipe, output: Path) -> None:
         "training.keep_every:",
         "training.loader_workers:",
     )
-    differences = [d for d in recipe_differences(before, now) if not d.startswith(free)]
+    differences = [
+        d
+        for d in recipe_differences(before, now)
+        if not d.startswith(free) and not re.match(r"data\.sources\[\d+\]\.path:", d)
+    ]
     if differences:
         raise ConfigError(
             f"{output} was trained by another recipe, so it cannot be resumed by this one: "

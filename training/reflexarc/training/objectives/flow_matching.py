@@ -58,7 +58,7 @@ class FlowMatchingObjective(Objective):
         }
 
     def forward(self, policy: Policy, batch: Batch, draws: Draws) -> Losses:
-        """``flow``, ``total`` and, with one, ``gripper``; zeros for a batch without a valid step."""
+        """``flow``, ``total`` and ``gripper`` where there is one; 0 without any valid step."""
         model = cast(FlowMatchingPolicy, policy)
         continuous, closed = self._split(batch.actions)
         window = {**batch.window, "state": batch.window["state"] + draws["state_noise"]}

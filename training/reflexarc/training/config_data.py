@@ -1,0 +1,86 @@
+"""What a recipe says of its data: which demonstrations, and what of them goes where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field, model_validator
+
+from reflexarc.contract.policy_contract import ActionKind
+from reflexarc.data.dataset import Labels
+from reflexarc.training.config_base import FeatureDtype, Fraction, Positive, RecipeModel
+
+Names: TypeAlias = dict[str, str] | tuple[str, ...] | None
+"""The contract's name to the dataset's, or names that both use; None takes everything."""
+
+
+class SourceConfig(RecipeModel):
+    """One part of a mixture: a LeRobot folder, or LIBERO's files.
+
+    ``weight`` is how often an epoch sees each of its samples: 2 twice, 0.5 half of them now and
+    the others in the next epoch. ``state``, ``action`` and ``cameras`` take the place of those of
+    ``data``.
+    """
+
+    path: Path
+    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    state: Names = None
+    action: Names = None
+    cameras: Names = None
+
+
+class GripperConfig(RecipeModel):
+    """Which dimension of a LeRobot action a classifier commands, and its commands."""
+
+    name: str
+    open: float
+    closed: float
+
+
+class DataConfig(RecipeModel):
+    """Which demonstrations, and which of them are held out.
+
+    ``paths`` are files or folders of LIBERO's HDF5, or LeRobot folders; empty means
+    ``datasets/<suite>``. ``sources`` says more of each, in the place of ``paths``. ``tasks`` are
+    task names or shell patterns (``*soup*``); empty means all. ``validation_fraction`` of each
+    task's episodes are held out, drawn with ``split_seed``: whole episodes, never frames of one
+    episode; with ``split_by: dataset``, of all episodes together, for data in which hardly two
+    share a task. ``alignment`` says whether observations stand before or after their action, in
+    files that do not show it. ``labels`` says which actions the policy learns, and so which the
+    statistics are of: those that were executed, or their mean over the noise injected while
+    collecting. ``feature_dtype`` is how the features of frames are stored (``fp16``, ``bf16``,
+    ``fp32``).
+
+    Of LeRobot data: ``state`` and ``action`` are parts by GR00T's names (``left_arm``), features or
+    columns of them (``action[0:7]``), in order; ``cameras`` likewise. ``action_kind`` says whether
+    actions are targets, ``gripper`` which of their dimensions is one. Every ``frame_stride``-th
+    frame is used.
+    """
+
+    suite: str = "libero_object"
+    paths: tuple[Path, ...] = ()
+    sources: tuple[SourceConfig, ...] = ()
+    tasks: tuple[str, ...] = ()
+    episodes_per_task: Positive | None = None
+    validation_fraction: Fraction = 0.1
+    split_seed: int = 0
+    split_by: Literal["task", "dataset"] = "task"
+    alignment: Literal["before_action", "after_action"] | None = None
+    labels: Labels = "executed"
+    feature_dtype: FeatureDtype = "fp16"
+    state: Names = None
+    action: Names = None
+    cameras: Names = None
+    action_kind: ActionKind = "position"
+    gripper: GripperConfig | None = None
+    frame_stride: Positive = 1
+
+    @model_validator(mode="after")
+    def _one_of_paths_and_sources(self) -> DataConfig:
+        if self.paths and self.sources:
+            raise ValueError(
+                "give paths or sources, not both; --data replaces paths, clear the other with "
+                "--set data.sources=[]"
+            )
+        return self
