@@ -17,6 +17,7 @@ import torch
 from reflexarc.contract.errors import ConfigError, DatasetError
 from reflexarc.training.feature_store import building
 from reflexarc.training.feature_store.dtypes import as_rows, to_stored
+from reflexarc.training.feature_store.gather import gather_rows
 from reflexarc.training.feature_store.keys import FeatureKey
 from reflexarc.training.feature_store.shards import Shards
 from reflexarc.training.feature_store.store import find_features, frame_features
@@ -90,6 +91,18 @@ def test_values_that_a_dtype_cannot_hold_are_refused() -> None:
     assert as_rows(to_stored(large, "bf16")).float().tolist() == [[1.0, 70144.0]]
     with pytest.raises(ConfigError, match="vision that are not finite"):
         to_stored(torch.tensor([float("nan")]), "fp16", "vision")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.uint8])
+@pytest.mark.parametrize("shape", [(3,), (2, 196, 112), (1000, 1000)])
+def test_gathered_rows_are_the_rows(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    rows = (torch.arange(7.0)[:, None] * torch.linspace(0, 5, 6)).to(dtype)
+    wide = rows.repeat_interleave(-(-shape[0] // 6), 1)[:, : shape[0]]
+    full = wide.reshape(7, -1, *[1] * (len(shape) - 1)).expand(7, *shape).contiguous()
+    for wanted in ([6, 0, 0, 3, 5], [], [2] * 40 if shape != (1000, 1000) else [2]):
+        found = gather_rows(full, torch.tensor(wanted, dtype=torch.int64))
+        assert found.dtype == (torch.uint8 if dtype == torch.uint8 else torch.float32)
+        assert torch.equal(found, full[wanted].to(found.dtype))
 
 
 def test_a_store_that_was_named_and_is_another_is_refused_field_by_field(
