@@ -8,8 +8,15 @@ from torch import nn
 
 from reflexarc.contract.errors import ConfigError
 from reflexarc.training.config import OptimizerConfig, ScheduleConfig
+from reflexarc.training.config_objectives import FlowMatchingConfig
+from reflexarc.training.freezing import freeze_modules
+from reflexarc.training.objectives.flow_matching import FlowMatchingObjective
 from reflexarc.training.optimization import AveragedWeights, make_optimizer
+from reflexarc.training.recipe_files import load_recipe
 from reflexarc.training.schedule import learning_rate_factor
+from reflexarc.training.trained_modules import module_rows
+
+from .tiny_statevla import tiny_statevla
 
 
 class Block(nn.Module):
@@ -85,3 +92,22 @@ def test_schedules_rise_to_the_peak_and_fall_to_the_final_fraction(name: str) ->
     assert factors[peak:] == sorted(factors[peak:], reverse=True)
     assert 0 < factors[0] < 0.1
     assert factors[-1] == pytest.approx(0.05)
+
+
+def test_the_table_of_modules_divides_only_what_learns_differently() -> None:
+    policy = tiny_statevla()
+    recipe = load_recipe(
+        "statevla_tiny",
+        ["freeze=['representation.tokenizer']", "learning_rate_scale={flow.stack: 0.1}"],
+    )
+    freeze_modules(policy, recipe.freeze)
+    objective = FlowMatchingObjective(FlowMatchingConfig(), gripper_index=6)
+    rows = {row.path: row for row in module_rows(recipe, policy, objective)}
+    rate = recipe.optimizer.learning_rate
+    assert rows["representation.tokenizer"].learning_rate is None
+    assert rows["representation.encoder"].learning_rate == rate
+    assert rows["flow.stack"].learning_rate == pytest.approx(0.1 * rate)
+    assert rows["flow.position"].learning_rate == rows["gripper"].learning_rate == rate
+    assert sum(row.parameters for row in rows.values()) == sum(
+        parameter.numel() for parameter in policy.parameters()
+    )

@@ -70,7 +70,7 @@ def train(
     ] = None,
     engine: Annotated[
         str,
-        typer.Option(help="Of several processes: ddp, fsdp2, or auto, what accelerate was told."),
+        typer.Option(help="Of several processes: auto, ddp, fsdp2 or zero2."),
     ] = "auto",
 ) -> None:
     """Train a policy; the last and the best checkpoint stand in the run's folder."""
@@ -94,6 +94,7 @@ def train(
         plan,
         use_threads,
     )
+    from reflexarc.training.trained_modules import module_table
 
     if resume and fresh:
         raise ConfigError("give --resume or --fresh, not both")
@@ -119,6 +120,8 @@ def train(
     )
     console.print(plan_table(planned.preparation, planned.estimate))
     if dry_run:
+        prepared = planned.preparation
+        console.print(module_table(loaded, prepared.policy, prepared.objective))
         return
     check_space(planned)  # before --fresh removes anything
     processes.wait()  # until all have looked at what stood there

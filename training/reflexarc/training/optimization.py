@@ -52,7 +52,7 @@ def make_optimizer(
     for name, parameter in trained_parameters(module).items():
         owner = owners[name.rpartition(".")[0]]
         decay = config.weight_decay if decays(name, parameter, owner) else 0.0
-        groups.setdefault((_scale_of(name, scales or {}), decay), []).append(parameter)
+        groups.setdefault((scale_of(name, scales or {}), decay), []).append(parameter)
     if not groups:
         raise ConfigError("every module is frozen, so nothing is left to train", field="freeze")
     devices = {p.device.type for parameters in groups.values() for p in parameters}
@@ -69,7 +69,8 @@ def make_optimizer(
     )
 
 
-def _scale_of(name: str, scales: Mapping[str, float]) -> float:
+def scale_of(name: str, scales: Mapping[str, float]) -> float:
+    """The factor of a parameter's learning rate: that of the longest path in ``scales``."""
     inside = [path for path in scales if name == path or name.startswith(f"{path}.")]
     return scales[max(inside, key=len)] if inside else 1.0
 

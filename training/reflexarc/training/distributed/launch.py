@@ -10,7 +10,7 @@ from reflexarc.contract.errors import ConfigError
 from reflexarc.policy.devices import resolve_device
 from reflexarc.training.distributed.engine import Engine
 
-ENGINES = ("auto", "ddp", "fsdp2")
+ENGINES = ("auto", "ddp", "fsdp2", "zero2")
 _HOST = "gloo"
 
 
@@ -23,7 +23,8 @@ def join_processes(engine: str = "auto", device: str = "auto") -> Engine:
     """The engine of this process, which has joined the others when there are some.
 
     Args:
-        engine: ``ddp``, ``fsdp2``, or ``auto``: what ``accelerate launch`` was told, else ddp.
+        engine: ``ddp``, ``fsdp2``, ``zero2``, or ``auto``: what ``accelerate launch`` was told,
+            else ddp.
         device: as ``--device`` names it. Each process of a machine takes a GPU of its own.
 
     Raises ConfigError when the engine cannot run here.
@@ -33,19 +34,19 @@ def join_processes(engine: str = "auto", device: str = "auto") -> Engine:
             f"--engine is {engine!r}; it is one of {', '.join(ENGINES)}", field="engine"
         )
     if processes_started() == 1:
-        if engine == "fsdp2":
+        if engine in ("fsdp2", "zero2"):
             raise ConfigError(
-                "--engine fsdp2 divides a run over several processes, and this is one alone; "
+                f"--engine {engine} divides a run over several processes, and this is one alone; "
                 "start it with torchrun --nproc-per-node N -m reflexarc.cli train ...",
                 field="engine",
             )
         return Engine(resolve_device(device))
     chosen = _asked_of_accelerate() if engine == "auto" else engine
     here = _join(device)
-    if chosen == "fsdp2":
-        from reflexarc.training.distributed.sharded import FullySharded
+    if chosen != "ddp":
+        from reflexarc.training.distributed.sharded import DividedGradients, FullySharded
 
-        return FullySharded(here)
+        return FullySharded(here) if chosen == "fsdp2" else DividedGradients(here)
     from reflexarc.training.distributed.processes import DataParallel
 
     return DataParallel(here)
@@ -59,8 +60,8 @@ def threads_of_each(cores: int) -> int:
 def _asked_of_accelerate() -> str:
     if _is_set("ACCELERATE_USE_DEEPSPEED"):
         raise ConfigError(
-            "DeepSpeed is not supported by 'reflexarc train' itself; start it with "
-            "--engine ddp or fsdp2, or see docs/training.md",
+            "'reflexarc train' does not run under DeepSpeed, whose moments its checkpoints could "
+            "not hold; --engine zero2 divides what DeepSpeed's ZeRO-2 divides, with torch alone",
             field="engine",
         )
     return "fsdp2" if _is_set("ACCELERATE_USE_FSDP") else "ddp"

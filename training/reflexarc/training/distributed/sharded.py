@@ -1,4 +1,4 @@
-"""FSDP2: weights, gradients, moments and averages divided over the processes.
+"""FSDP2 and ZeRO-2: gradients, moments, averages and weights divided over the processes.
 
 It is torch's ``fully_shard``, which accelerate calls too; accelerate itself refuses to shard on
 CPUs, where this is tested.
@@ -30,6 +30,7 @@ class FullySharded(SeveralProcesses):
     """
 
     name = "fsdp2"
+    _gathers_again = True
     _sharded: FSDPModule
     _copy: TrainedModules
 
@@ -38,7 +39,7 @@ class FullySharded(SeveralProcesses):
         marks = {name: dict(vars(p)) for name, p in modules.named_parameters()}
         mesh = init_device_mesh(self.device.type, (self.world,))
         for block in blocks:
-            fully_shard(block, mesh=mesh)
+            fully_shard(block, mesh=mesh, reshard_after_forward=self._gathers_again)
         fully_shard(modules, mesh=mesh)
         for name, parameter in modules.named_parameters():
             vars(parameter).update(marks[name])  # such as that it never decays
@@ -86,3 +87,13 @@ class FullySharded(SeveralProcesses):
                     target.copy_(self.whole(values[name].detach()))
         yield self._copy.to(self.device)
         self._copy.to("cpu")
+
+
+class DividedGradients(FullySharded):
+    """ZeRO-2: a block's weights, gathered for its forward pass, stay until its backward pass.
+
+    Half of the messages of ``fsdp2``, for the memory of the weights.
+    """
+
+    name = "zero2"
+    _gathers_again = False
