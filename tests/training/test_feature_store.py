@@ -23,6 +23,7 @@ from reflexarc.training.feature_store.shards import Shards
 from reflexarc.training.feature_store.store import find_features, frame_features
 from reflexarc.training.preparation import Preparation, prepare
 from reflexarc.training.recipe_files import load_recipe
+from reflexarc.training.session import execute, open_run_folder, plan
 
 CPU = torch.device("cpu")
 FRAMES = 8 * 6  # two tasks of four demonstrations of six frames
@@ -188,6 +189,22 @@ def test_the_size_of_shards_changes_no_value(preparation: Preparation, tmp_path:
     assert folders[0] and folders[1]
     one, two = (torch.from_numpy(np.load(f / "vision.npy")).float() for f in folders)
     torch.testing.assert_close(one, two, atol=1e-3, rtol=1e-3)  # batches of other sizes
+
+
+def test_training_says_how_many_rows_it_found(demonstrations: Path, tmp_path: Path) -> None:
+    overrides = [f"data.paths=['{demonstrations}']", "training.epochs=null", "training.steps=1"]
+    recipe = load_recipe("statevla_tiny", overrides)
+    said: list[str] = []
+    for name in ("first", "second"):
+        output = tmp_path / name
+        planned = plan(recipe, output, device=CPU, feature_cache=tmp_path / "cache")
+        run = open_run_folder(recipe, output, resume=False, fresh=False)
+        execute(planned, run, progress_bar=False, log=said.append)
+    found = [line for line in said if line.startswith("frame features")]
+    assert [line.split(" rows found")[0] for line in found] == [
+        "frame features: 0 of 48",
+        "frame features: 48 of 48",
+    ]
 
 
 CLAIM = """
