@@ -25,6 +25,9 @@ TOLERANCE = 1e-3
 """Seconds that a frame may lie from the time asked for. Containers round to 1 ms at most."""
 
 _OPEN_DECODERS, _KEPT_FRAMES = 8, 8
+_UNKNOWN_GROUP = 10.0
+"""Seconds between keyframes that are assumed until two of them in a row were seen."""
+
 _AV_ERRORS = (av.error.FFmpegError, OSError, ValueError, EOFError)
 
 
@@ -56,7 +59,8 @@ class VideoDecoder:
         # One for all frames: a frame's own ``to_ndarray`` sets up the conversion anew each time.
         self._reformatter = VideoReformatter()
         self._recent: deque[tuple[float, Any]] = deque(maxlen=_KEPT_FRAMES)
-        self._keyframe, self._group = 0.0, 0.0
+        self._keyframe: float | None = None
+        self._group = _UNKNOWN_GROUP
         self._at = float("inf")
 
     def close(self) -> None:
@@ -82,14 +86,16 @@ class VideoDecoder:
         kept = self._kept(time, tolerance)
         if kept is not None:
             return kept
-        # A seek costs about half a group of frames: within one, going on is as cheap.
-        if not self._at < time + tolerance <= self._at + max(self._group, 0.2) + tolerance:
+        # A seek leads to the keyframe before: within a group, going on is never dearer.
+        if not self._at < time + tolerance <= self._at + self._group + tolerance:
             self._seek(time)
         nearest = self._at
         for frame in self._frames:
             at = frame.pts * self._time_base - self._first
             if frame.key_frame:
-                self._group, self._keyframe = max(at - self._keyframe, 0.0), at
+                if self._keyframe is not None:
+                    self._group = at - self._keyframe
+                self._keyframe = at
             self._at = at
             self._recent.append((at, frame))
             if abs(at - time) < abs(nearest - time):
@@ -113,6 +119,7 @@ class VideoDecoder:
 
     def _seek(self, time: float) -> None:
         self._recent.clear()
+        self._keyframe = None
         offset = max(0, round((time + self._first) / self._time_base))
         self._container.seek(offset, stream=self._stream, backward=True, any_frame=False)
         self._frames = self._container.decode(self._stream)
