@@ -1,0 +1,133 @@
+"""The debug recipes train as they did when their loss curves were committed.
+
+The curves in ``golden/`` were made on one thread of an x86 CPU with AVX-512. Another CPU rounds
+otherwise, and training carries each difference on: with torch, MKL and oneDNN restricted to SSE4
+or AVX2, or on two threads, no value compared here moved by more than a relative 5e-5 (losses of
+flow matching: 5e-7). The tolerance is 20 times that; the last test shows that a learning rate 1 %
+higher is outside it. After a change that is meant to change what is learnt:
+
+    REFLEXARC_WRITE_GOLDEN=1 pytest tests/training/test_golden_losses.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from reflexarc.data.generated import GeneratedSettings, write_generated
+from reflexarc.data.libero_hdf5 import open_libero
+from reflexarc.training.config import Recipe
+from reflexarc.training.recipe_files import load_recipe
+from reflexarc.training.session import execute, open_run_folder, plan
+
+GOLDEN = Path(__file__).parent / "golden"
+TOLERANCE = 1e-3
+CURVES = {
+    "train": ("total", "gradient_norm", "learning_rate"),
+    "validation": ("total", "action_mae", "prediction", "variance"),
+}
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``reflexarc data generate`` writes by default."""
+    folder = tmp_path_factory.mktemp("generated")
+    write_generated(folder, GeneratedSettings())
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def recipe(name: str, generated: Path, *overrides: str, stage: int | None = None) -> Recipe:
+    paths = f"data.paths=['{generated}']"
+    return load_recipe(name, [paths, "reporting.tensorboard=false", *overrides], stage=stage)
+
+
+def train(loaded: Recipe, output: Path, init_from: Path | None = None) -> dict[str, Any]:
+    """The curves of a run: kind, then metric, then a value a line."""
+    cache = output.parent / "feature_cache"
+    planned = plan(loaded, output, device=torch.device("cpu"), feature_cache=cache,
+                   init_from=init_from)  # fmt: skip
+    run = open_run_folder(loaded, output, resume=False, fresh=False)
+    execute(planned, run, progress_bar=False)
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    curves: dict[str, Any] = {}
+    for kind, names in CURVES.items():
+        of_kind = [line for line in lines if line["kind"] == kind]
+        curves[kind] = {"step": [line["step"] for line in of_kind]} | {
+            name: [line[name] for line in of_kind] for name in names if name in of_kind[0]
+        }
+    return curves
+
+
+def compare(name: str, found: dict[str, Any]) -> None:
+    path = GOLDEN / f"{name}.json"
+    if os.environ.get("REFLEXARC_WRITE_GOLDEN"):
+        GOLDEN.mkdir(exist_ok=True)
+        path.write_text(json.dumps(_rounded(found), indent=1) + "\n")
+    golden = json.loads(path.read_text())
+    assert found.keys() == golden.keys()
+    for kind in CURVES:
+        assert found[kind].keys() == golden[kind].keys()
+        for metric, values in golden[kind].items():
+            assert found[kind][metric] == pytest.approx(values, rel=TOLERANCE), f"{kind} {metric}"
+
+
+def _rounded(values: Any) -> Any:
+    """What single precision tells, so that a new curve is a small difference in the file."""
+    if isinstance(values, dict):
+        return {name: _rounded(value) for name, value in values.items()}
+    return [float(f"{value:.7g}") if isinstance(value, float) else value for value in values]
+
+
+def test_the_generated_demonstrations_are_the_same_on_every_machine(generated: Path) -> None:
+    found = open_libero([generated]).fingerprint()
+    compare_fingerprint = GOLDEN / "generated.txt"
+    if os.environ.get("REFLEXARC_WRITE_GOLDEN"):
+        GOLDEN.mkdir(exist_ok=True)
+        compare_fingerprint.write_text(found + "\n")
+    assert found == compare_fingerprint.read_text().strip()
+
+
+def test_flow_matching(generated: Path, tmp_path: Path) -> None:
+    found = train(recipe("debug_statevla", generated), tmp_path / "run")
+    compare("debug_statevla", found)
+    total = found["train"]["total"]
+    assert total[-1] < 0.45 * total[0]  # it learns, whatever the curve
+
+
+def test_two_stages(generated: Path, tmp_path: Path) -> None:
+    name = "debug_statevla_temporal"
+    first = train(recipe(name, generated, stage=1), tmp_path / "one")
+    compare(f"{name}_1", first)
+    second = train(recipe(name, generated, stage=2), tmp_path / "two", tmp_path / "one")
+    compare(f"{name}_2", second)
+
+
+def test_a_learning_rate_one_percent_higher_would_be_noticed(
+    generated: Path, tmp_path: Path
+) -> None:
+    if os.environ.get("REFLEXARC_WRITE_GOLDEN"):
+        pytest.skip("writes what it would be compared with")
+    changed = recipe(
+        "debug_statevla",
+        generated,
+        "optimizer.learning_rate=3.03e-3",
+        "training.validate_every=150",
+    )
+    golden = json.loads((GOLDEN / "debug_statevla.json").read_text())["train"]["total"]
+    assert train(changed, tmp_path / "run")["train"]["total"] != pytest.approx(
+        golden, rel=TOLERANCE
+    )
