@@ -24,6 +24,7 @@ def gather_rows(rows: Tensor, wanted: Tensor) -> Tensor:
         return rows.index_select(0, wanted).float()
     widened = torch.empty((len(wanted), *rows.shape[1:]), dtype=torch.float32)
     block = max(1, _BLOCK_BYTES // max(1, rows[0].nbytes)) if len(rows) else 1
-    for some, into in zip(wanted.split(block), widened.split(block), strict=True):
-        into.copy_(rows.index_select(0, some))
+    for start in range(0, len(wanted), block):
+        some = wanted[start : start + block]
+        widened[start : start + block].copy_(rows.index_select(0, some))
     return widened
