@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, cast
 
 import typer
 
@@ -14,14 +15,17 @@ from reflexarc.contract.errors import ConfigError, DatasetError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from reflexarc.data.inspection import FileReport, Inspection, Range
+    from reflexarc.data.dataset import EpisodeDataset
+    from reflexarc.data.inspection import FileReport, Inspection, Problem, Range
 
 ALIGNMENTS = ("before_action", "after_action")
 
 
 @data_app.command()
 def inspect(
-    paths: Annotated[list[Path], typer.Argument(help="HDF5 files, or folders of them.")],
+    paths: Annotated[
+        list[Path], typer.Argument(help="HDF5 files or folders of them; LeRobot folders.")
+    ],
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write the report to this file.")
     ] = None,
@@ -31,20 +35,35 @@ def inspect(
     alignment: Annotated[
         str, typer.Option(help=f"For files that cannot be recognised: {' or '.join(ALIGNMENTS)}.")
     ] = "",
+    contact_sheet: Annotated[
+        Path | None,
+        typer.Option(help="Write a PNG with first, middle and last frames of some episodes."),
+    ] = None,
+    write_contract: Annotated[
+        Path | None,
+        typer.Option(help="Write the recipe's contract and data sections for this data as YAML."),
+    ] = None,
 ) -> None:
-    """Check every demonstration of LIBERO files and print what they hold.
+    """Check every demonstration of LIBERO files or LeRobot folders and print what they hold.
 
     A demo that cannot be used is named with file and key; the exit status is then 2.
     """
-    require("reflexarc data inspect", "train", "h5py", "tqdm")
+    require("reflexarc data inspect", "train", "h5py", "tqdm", "pyarrow", "av")
     from rich.console import Console
     from tqdm import tqdm
 
     from reflexarc.data.inspection import count_demos, inspect_libero
+    from reflexarc.data.lerobot.dataset import is_lerobot
 
+    folders = [path for path in paths if is_lerobot(path)]
+    if folders and len(folders) < len(paths):
+        raise ConfigError("inspect LeRobot folders and LIBERO's files in a command each")
     if alignment and alignment not in ALIGNMENTS:
         raise ConfigError(f"--alignment {alignment!r}: give one of {', '.join(ALIGNMENTS)}")
     chosen = cast("Literal['before_action', 'after_action'] | None", alignment or None)
+    if folders:
+        _inspect_folders(folders, json_file, images, contact_sheet, write_contract)
+        return
     with tqdm(total=count_demos(paths), unit="demo", disable=None) as progress:
 
         def advance(name: str) -> None:
@@ -54,8 +73,59 @@ def inspect(
         inspection = inspect_libero(paths, alignment=chosen, read_images=images, on_demo=advance)
     _print(inspection, Console())
     if json_file is not None:
-        _write_json(inspection, json_file)
-    _refuse_problems(inspection)
+        _write_json(inspection.to_json(), json_file)
+    _refuse_problems(inspection.problems)
+    if contact_sheet is not None or write_contract is not None:
+        from reflexarc.data.libero_hdf5 import open_libero
+
+        _write_extras(open_libero(paths, alignment=chosen), paths, contact_sheet, write_contract)
+
+
+def _inspect_folders(
+    folders: list[Path],
+    json_file: Path | None,
+    images: bool,
+    contact_sheet: Path | None,
+    write_contract: Path | None,
+) -> None:
+    from rich.console import Console
+    from tqdm import tqdm
+
+    from reflexarc.cli.data_inspect_lerobot import print_report
+    from reflexarc.data.lerobot.inspection import inspect_lerobot
+
+    if len(folders) > 1 and (contact_sheet is not None or write_contract is not None):
+        raise ConfigError("--contact-sheet and --write-contract take one LeRobot folder")
+    reports, dataset = [], None
+    for folder in folders:
+        with tqdm(unit="episode", disable=None) as progress:
+
+            def advance(name: str, progress: tqdm[NoReturn] = progress) -> None:
+                progress.set_postfix_str(name, refresh=False)
+                progress.update()
+
+            report, dataset = inspect_lerobot(folder, read_images=images, on_episode=advance)
+        print_report(report, Console())
+        reports.append(report)
+    if json_file is not None:
+        _write_json({"folders": [report.to_json() for report in reports]}, json_file)
+    _refuse_problems([problem for report in reports for problem in report.problems])
+    if dataset is not None:
+        _write_extras(dataset, folders, contact_sheet, write_contract)
+
+
+def _write_extras(
+    dataset: EpisodeDataset, paths: list[Path], sheet: Path | None, contract: Path | None
+) -> None:
+    from reflexarc.data.contact_sheet import write_contact_sheet
+    from reflexarc.data.recipe_fragment import write_recipe_fragment
+
+    if sheet is not None:
+        write_contact_sheet(dataset, sheet)
+        typer.echo(f"Contact sheet: {sheet}")
+    if contract is not None:
+        write_recipe_fragment(dataset, paths, contract)
+        typer.echo(f"For a recipe:  {contract}")
 
 
 def _print(inspection: Inspection, console: Console) -> None:
@@ -112,17 +182,16 @@ def _lines(ranges: list[Range]) -> str:
     return "\n".join(f"{r.name:<16} {r.minimum:9.4f} to {r.maximum:8.4f}" for r in ranges)
 
 
-def _write_json(inspection: Inspection, path: Path) -> None:
+def _write_json(report: Mapping[str, Any], path: Path) -> None:
     import json
 
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(inspection.to_json(), indent=2) + "\n")
+    temporary.write_text(json.dumps(report, indent=2) + "\n")
     temporary.replace(path)
 
 
-def _refuse_problems(inspection: Inspection) -> None:
-    problems = inspection.problems
+def _refuse_problems(problems: list[Problem]) -> None:
     if problems:
         more = f" (and {len(problems) - 1} more, above)" if len(problems) > 1 else ""
         raise DatasetError(f"{problems[0].message}{more}", field=problems[0].key or None)
