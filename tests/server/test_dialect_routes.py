@@ -214,12 +214,15 @@ def test_vla_eval_error_has_the_seq_and_the_connection_lives(
         assert action["payload"]["actions"].shape == (7,)
 
 
-def test_vla_eval_hello_of_another_version_is_refused(null_server: BackgroundServer) -> None:
+@pytest.mark.parametrize("version", [2, np.zeros(0), np.ones(2), "1", None])
+def test_vla_eval_hello_of_another_version_is_refused(
+    null_server: BackgroundServer, version: Any
+) -> None:
     with (
         connect(f"{null_server.url}/vla-eval", compression=None) as connection,
-        pytest.raises(ConnectionClosed, match=r"1008.*protocol_version: 2 came"),
+        pytest.raises(ConnectionClosed, match=r"1008.*protocol_version: .* came"),
     ):
-        ask(connection, "hello", {"protocol_version": 2})
+        ask(connection, "hello", {"protocol_version": version})
 
 
 def test_vla_eval_without_hello_is_refused_by_the_field() -> None:

@@ -77,7 +77,7 @@ def seq_of(message: object) -> int:
 def refusal(contract: PolicyContract, hello: Mapping[Any, Any] | None = None) -> str | None:
     """Why this client cannot drive the policy, or None; at most 123 bytes."""
     came = PROTOCOL_VERSION if hello is None else hello.get("protocol_version")
-    if came != PROTOCOL_VERSION:
+    if type(came) is not int or came != PROTOCOL_VERSION:  # an array has no truth value
         shown = str(came)[:20]
         reason = f"vla-eval: protocol_version: {shown} came, version {PROTOCOL_VERSION} is spoken"
         return reason[:REFUSAL_BYTES]
