@@ -6,7 +6,7 @@ Trains a small recipe on generated demonstrations, with features from the memory
 and checkpoints every so often, and reads the process's resident memory once a second: all of it,
 and what is its own (without mapped files). After the minutes it stops the run as a user would, by
 SIGTERM. Prints markdown, writes JSON. The slope is a least-squares line over what follows the
-first quarter, in MiB an hour.
+first half, in MiB an hour.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def train(recipe_name: str, seconds: float, folder: Path) -> tuple[Watch, int]:
 
 
 def slope(samples: np.ndarray[Any, np.dtype[np.float64]], column: int) -> float:
-    """MiB an hour, over what follows the first quarter."""
-    later = samples[samples[:, 0] > 0.25 * samples[-1, 0]]
+    """MiB an hour, over what follows the first half."""
+    later = samples[samples[:, 0] > 0.5 * samples[-1, 0]]
     return float(np.polyfit(later[:, 0], later[:, column], 1)[0] * 3600)
 
 
@@ -92,20 +92,20 @@ def main() -> None:
     print("| minutes | resident MiB | own MiB |\n|---:|---:|---:|")
     for seconds, resident, own in samples[np.linspace(0, len(samples) - 1, _SHOWN).astype(int)]:
         print(f"| {seconds / 60:.1f} | {resident:,.1f} | {own:,.1f} |")
-    later = samples[samples[:, 0] > 0.25 * samples[-1, 0]]
+    later = samples[samples[:, 0] > 0.5 * samples[-1, 0]]
     result = {
         "recipe": options.recipe,
         "steps": steps,
         "minutes": options.minutes,
         "resident_mib_per_hour": slope(samples, 1),
         "own_mib_per_hour": slope(samples, 2),
-        "growth_after_first_quarter_mib": float(later[-1, 1] - later[0, 1]),
+        "growth_after_first_half_mib": float(later[-1, 1] - later[0, 1]),
         "samples": samples[:: max(1, len(samples) // 600)].round(2).tolist(),
     }
-    growth = result["growth_after_first_quarter_mib"]
+    growth = result["growth_after_first_half_mib"]
     print(
         f"\nslope: resident {result['resident_mib_per_hour']:+.2f}, own "
-        f"{result['own_mib_per_hour']:+.2f} MiB an hour; {growth:+.2f} MiB after the first quarter"
+        f"{result['own_mib_per_hour']:+.2f} MiB an hour; {growth:+.2f} MiB after the first half"
     )
     print(f"written: {write_json('trainer_memory', result, options.output)}")
 
