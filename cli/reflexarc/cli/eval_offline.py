@@ -34,7 +34,10 @@ class LabelKind(str, Enum):
 @eval_app.command("offline")
 def offline(
     data: Annotated[
-        Path, typer.Option(help="HDF5 file of LIBERO demonstrations, or a folder of them.")
+        Path,
+        typer.Option(
+            help="HDF5 file of LIBERO demonstrations, a folder of them, or a LeRobot folder."
+        ),
     ],
     server: Server = DEFAULT_SERVER,
     tasks: Annotated[

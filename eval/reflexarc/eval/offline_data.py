@@ -14,7 +14,7 @@ import numpy.typing as npt
 from reflexarc.contract import HistoryRow, Observation, PolicyContract
 from reflexarc.contract.errors import ConfigError, DatasetError
 from reflexarc.contract.images import prepare_image
-from reflexarc.data.libero_episode import Episode
+from reflexarc.data.dataset import DatasetEpisode
 from reflexarc.data.libero_hdf5 import open_libero
 from reflexarc.eval.libero.observation import check_libero_contract
 from reflexarc.eval.offline_settings import Labels, OfflineSettings
@@ -34,7 +34,7 @@ class RecordedEpisode:
     """
 
     name: str
-    episode: Episode
+    episode: DatasetEpisode
     labels: Labels
     steps: npt.NDArray[np.int64]
 
@@ -46,7 +46,7 @@ class RecordedEpisode:
         if self.labels == "executed":
             return self.episode.actions()
         try:
-            return self.episode.expert_actions()
+            return self.episode.labelled_actions("expert")
         except DatasetError as error:
             raise DatasetError(
                 f"{error.message}; to compare with what was executed: --labels executed",
@@ -99,7 +99,7 @@ def _history(
 class _Frames:
     """Prepared images of an episode by step; each is read and prepared once."""
 
-    def __init__(self, episode: Episode, contract: PolicyContract) -> None:
+    def __init__(self, episode: DatasetEpisode, contract: PolicyContract) -> None:
         self._episode, self._contract = episode, contract
         self._index = {int(step): index for index, step in enumerate(episode.image_steps)}
         self._prepared: dict[int, Images] = {}
@@ -124,8 +124,7 @@ def select_episodes(settings: OfflineSettings, contract: PolicyContract) -> list
 
     Raises ContractViolationError, DatasetError or ConfigError naming what does not fit.
     """
-    check_libero_contract(contract)  # the files hold what the simulator gave
-    found = open_libero([settings.data]).episodes
+    found = _open(settings.data, contract)
     chosen = _of_tasks(found, settings.tasks)
     if settings.episodes is not None:
         chosen = _at_positions(chosen, settings.episodes)
@@ -144,12 +143,23 @@ def select_episodes(settings: OfflineSettings, contract: PolicyContract) -> list
     return recorded
 
 
-def _name(data: Path, episode: Episode) -> str:
-    file = episode.path.relative_to(data) if data.is_dir() else Path(episode.path.name)
+def _open(data: Path, contract: PolicyContract) -> Sequence[DatasetEpisode]:
+    # LIBERO needs no LeRobot, which needs pyarrow.
+    if (data / "meta" / "info.json").is_file():
+        from reflexarc.data.lerobot.for_contract import open_for_contract
+
+        return open_for_contract(data, contract).episodes
+    check_libero_contract(contract)  # the files hold what the simulator gave
+    return open_libero([data]).episodes
+
+
+def _name(data: Path, episode: DatasetEpisode) -> str:
+    inside = data.is_dir() and episode.path != data  # a LeRobot folder is all episodes' path
+    file = episode.path.relative_to(data) if inside else Path(episode.path.name)
     return f"{file.as_posix()}/{episode.demo}"
 
 
-def _of_tasks(episodes: Sequence[Episode], wanted: Sequence[str]) -> list[Episode]:
+def _of_tasks(episodes: Sequence[DatasetEpisode], wanted: Sequence[str]) -> list[DatasetEpisode]:
     if not wanted:
         return list(episodes)
     names = list(dict.fromkeys(episode.task_name for episode in episodes))
@@ -166,9 +176,11 @@ def _of_tasks(episodes: Sequence[Episode], wanted: Sequence[str]) -> list[Episod
     return [episode for episode in episodes if episode.task_name in chosen]
 
 
-def _at_positions(episodes: Sequence[Episode], positions: Sequence[int]) -> list[Episode]:
+def _at_positions(
+    episodes: Sequence[DatasetEpisode], positions: Sequence[int]
+) -> list[DatasetEpisode]:
     """Those at ``positions`` among their task's demonstrations."""
-    by_task: dict[str, list[Episode]] = {}
+    by_task: dict[str, list[DatasetEpisode]] = {}
     for episode in episodes:
         by_task.setdefault(episode.task_name, []).append(episode)
     for task, members in by_task.items():
@@ -188,8 +200,8 @@ def _at_positions(episodes: Sequence[Episode], positions: Sequence[int]) -> list
 
 
 def _check_images(recorded: RecordedEpisode, contract: PolicyContract, *, resize: bool) -> None:
-    height, width, _ = recorded.episode.image_shape
     for camera in contract.cameras:
+        height, width = recorded.episode.image_size(camera.name)
         source = (camera.source_height, camera.source_width)
         if (height, width) != source and not resize:
             raise DatasetError(
