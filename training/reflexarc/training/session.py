@@ -22,7 +22,7 @@ from reflexarc.training.outcome import Outcome, summary_of
 from reflexarc.training.precision import check_precision
 from reflexarc.training.preparation import Preparation, prepare
 from reflexarc.training.recipe_files import load_recipe, recipe_differences, recipe_to_yaml
-from reflexarc.training.reporting import Reporters, open_reporters
+from reflexarc.training.reporting import Reporters, open_reporters, told_in_log
 from reflexarc.training.run_folder import RunFolder, write_text
 from reflexarc.training.starting_weights import check_stage, open_start, required_start
 from reflexarc.training.trainer import Trainer
@@ -177,8 +177,10 @@ def execute(
     ) as reporter:
         if resumed:
             log(f"resuming at step {at}")
-            reporter.message(f"resuming at step {at}")
-        outcome = trainer.train(reporter)
+        with told_in_log(reporter, preparation.recipe.name, at, trainer.total_steps):
+            outcome = trainer.train(reporter)
+            ended = "complete" if outcome.stopped_by is None else outcome.stopped_by.name
+            reporter.message(f"{ended} at step {outcome.progress.step}")
     # A run that was complete before is left as it stands.
     if (
         engine.is_first

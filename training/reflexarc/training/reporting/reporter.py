@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Protocol
 
 
@@ -47,3 +49,15 @@ class Reporters:
     def close(self) -> None:
         for member in self.members:
             member.close()
+
+
+@contextmanager
+def told_in_log(reporter: RunReporter, name: str, step: int, total_steps: int) -> Iterator[None]:
+    """Say where a run begins, and by which error the block ends, if by one."""
+    begins = f"resuming at step {step}" if step else "starting"
+    reporter.message(f"reflexarc {version('reflexarc')}: {name}, {begins} of {total_steps}")
+    try:
+        yield
+    except BaseException as error:
+        reporter.message(f"ended by {type(error).__name__}: {error}")
+        raise
