@@ -10,15 +10,18 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
 from reflexarc.cli.train import register
 from reflexarc.contract.errors import ConfigError
 from reflexarc.training.errors import TrainingDivergedError
+from reflexarc.training.recipe_files import load_recipe
 from reflexarc.training.run_folder import RunFolder
 from reflexarc.training.runs.asking_to_stop import stop_run
 from reflexarc.training.runs.overview import read_overview
+from reflexarc.training.session import plan
 
 TRAIN = ("statevla_tiny", "--threads", "1")
 
@@ -59,6 +62,19 @@ def test_a_run_without_output_names_its_folder_and_logs_itself(
     assert isinstance(again.exception, ConfigError)
     assert "--resume needs --output" in str(again.exception)
     assert folder.name in str(again.exception)
+
+
+def test_the_disk_that_kept_checkpoints_need_is_estimated(
+    demonstrations: Path, tmp_path: Path
+) -> None:
+    def needed(*overrides: str) -> int:
+        paths = f"data.paths=['{demonstrations}']"
+        recipe = load_recipe("statevla_tiny", [paths, "training.epochs=6", *overrides])
+        return plan(recipe, tmp_path / "run", device=torch.device("cpu")).estimate.disk_needed
+
+    one = needed("training.keep_best=2") - needed()
+    assert one > 0
+    assert needed("training.keep_every=2") - needed() == 3 * one
 
 
 def test_the_error_that_ends_a_run_stands_in_its_log(

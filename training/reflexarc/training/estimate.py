@@ -36,7 +36,7 @@ class Estimate:
             activations of one batch) and, on the CPU, what the process holds already.
         checkpoint: the newest checkpoint, with its training state.
         features: frame features on disk; ``features_cached`` when they are there already.
-        disk_needed: two checkpoints while the newest is written, the best, and the features where
+        disk_needed: two checkpoints while the newest is written, those kept, and the features where
             they lie on the same file system.
         disk_free: on the file system of the run's folder.
     """
@@ -75,6 +75,10 @@ def estimate(preparation: Preparation, output: Path, feature_cache: Path) -> Est
     # What is served, and the objective's own for a probe; the same as they are, and two moments.
     best = _FLOAT * (sizes.policy + sizes.objective)
     checkpoint = 2 * best + _FLOAT * (2 * sizes.trained + averages)
+    loop, unit = recipe.training, 1 if recipe.training.epochs is None else order.steps_per_epoch
+    total_steps = loop.steps or (loop.epochs or 0) * order.steps_per_epoch
+    milestones = total_steps // (loop.keep_every * unit) if loop.keep_every else 0
+    kept = loop.keep_best + milestones
     features = frame_bytes * (train + held_out)
     disks = (existing_parent(path).stat().st_dev for path in (output, feature_cache))
     elsewhere = len(set(disks)) > 1  # the store looks at its own disk before it computes
@@ -83,7 +87,7 @@ def estimate(preparation: Preparation, output: Path, feature_cache: Path) -> Est
         held_out_samples=held_out,
         batch_size=order.batch_size,
         steps_per_epoch=order.steps_per_epoch,
-        total_steps=recipe.training.steps or (recipe.training.epochs or 0) * order.steps_per_epoch,
+        total_steps=total_steps,
         trained_parameters=sizes.trained,
         frozen_parameters=sizes.everything - sizes.trained,
         memory=_held_already(policy)
@@ -92,7 +96,7 @@ def estimate(preparation: Preparation, output: Path, feature_cache: Path) -> Est
         checkpoint=checkpoint,
         features=features,
         features_cached=cached is not None,
-        disk_needed=2 * checkpoint + best + (0 if cached or elsewhere else features),
+        disk_needed=2 * checkpoint + kept * best + (0 if cached or elsewhere else features),
         disk_free=free_disk(output),
     )
 
