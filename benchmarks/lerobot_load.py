@@ -1,7 +1,8 @@
 """Runs in lerobot's environment: its unmodified dataset class, one sample after another.
 
-Each line on stdin is JSON: ``{"root", "indices"}``. Answers with the CPU seconds that reading
-those samples took, threads included, and how many images a sample held; or with ``{"error"}``.
+Each line on stdin is JSON: ``{"root", "indices", "backend"}``. Answers with the CPU seconds that
+reading those samples took, threads included, and how many images a sample held; or with
+``{"error"}``.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from typing import Any
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-DATASETS: dict[str, Any] = {}
+DATASETS: dict[tuple[str, str], Any] = {}
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    root = request["root"]
-    if root not in DATASETS:
-        DATASETS[root] = LeRobotDataset(
-            "local/benchmark", root=root, video_backend=request["backend"]
+    root, backend = request["root"], request["backend"]
+    if (root, backend) not in DATASETS:
+        DATASETS[root, backend] = LeRobotDataset(
+            "local/benchmark", root=root, video_backend=backend
         )
-    dataset = DATASETS[root]
+    dataset = DATASETS[root, backend]
     began = time.process_time()
     items = [dataset[index] for index in request["indices"]]
     seconds = time.process_time() - began

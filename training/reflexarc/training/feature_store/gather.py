@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 _HALF = (torch.float16, torch.bfloat16)
-_BLOCK_BYTES = 2**19
-"""Half-precision rows that are gathered before they are widened: they stay in a core's cache."""
+_LARGE_ROW = 2**14
+_BLOCK_BYTES = 2**20
 
 
 def gather_rows(rows: Tensor, wanted: Tensor) -> Tensor:
@@ -23,7 +23,13 @@ def gather_rows(rows: Tensor, wanted: Tensor) -> Tensor:
     if rows.device.type != "cpu":
         return rows.index_select(0, wanted).float()
     widened = torch.empty((len(wanted), *rows.shape[1:]), dtype=torch.float32)
-    block = max(1, _BLOCK_BYTES // max(1, rows[0].nbytes)) if len(rows) else 1
+    # Not gathered whole before they are widened: what was just read is still in a core's cache.
+    row_bytes = rows.element_size() * rows[:1].numel()
+    if row_bytes >= _LARGE_ROW:
+        for into, row in zip(widened.unbind(), wanted.tolist(), strict=True):
+            into.copy_(rows[row])
+        return widened
+    block = _BLOCK_BYTES // max(1, row_bytes)
     for start in range(0, len(wanted), block):
         some = wanted[start : start + block]
         widened[start : start + block].copy_(rows.index_select(0, some))
