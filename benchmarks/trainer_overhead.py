@@ -147,8 +147,8 @@ def wait(device: torch.device) -> None:
 
 
 def shares_by_clock(metrics: Path) -> dict[str, float]:
-    """Share of each part in a step, from the lines that the trainer wrote but the first two."""
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()][2:]
+    """Share of each part in a step, from the lines that the trainer wrote but the first."""
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()][1:]
     means = {p: statistics.mean(line[f"time/{p}"] for line in lines) for p in PARTS}
     return {part: value / sum(means.values()) for part, value in means.items()}
 

@@ -185,7 +185,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     monkeypatch.setattr(Trainer, "_step", step)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_last_and_the_run_can_be_resumed(
     demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
@@ -209,6 +209,9 @@ def test_a_signal_saves_last_and_the_run_can_be_resumed(
     assert signal.getsignal(number) == before
     assert not (tmp_path / "run" / "summary.json").exists()
     assert_same_weights(whole.last, run(recipe, tmp_path / "run", resume=True).last)
+    told = [[(v["step"], v["total"]) for v in metrics_of(tmp_path / name, "train")]
+            for name in ("whole", "run")]  # fmt: skip
+    assert told[0] == told[1]  # the stop divided no interval
 
 
 def test_resuming_a_complete_run_changes_nothing(recipe: Recipe, tmp_path: Path) -> None:
