@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -103,7 +104,14 @@ def video_writer(
     path: Path, codec: Codec, fps: float, size: tuple[int, int]
 ) -> Iterator[VideoWriter]:
     """A writer to ``path``, whose folder is made; the file is whole when the block ends."""
+    if codec.pixel_format == "yuv420p" and (size[0] % 2 or size[1] % 2):
+        raise ConfigError(
+            f"codec {codec.name!r} needs even sides, images are {size[0]}x{size[1]}; choose "
+            "lossless",
+            field="codec",
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("SVT_LOG", "1")  # AV1's encoder: errors only
     try:
         av.codec.Codec(codec.encoder, "w")
     except (ValueError, av.error.FFmpegError) as error:
