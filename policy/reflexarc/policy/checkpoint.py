@@ -21,8 +21,9 @@ from torch import Tensor
 from reflexarc.contract import NormalizationStatistics
 from reflexarc.contract.errors import CheckpointError, ConfigError
 from reflexarc.policy import checkpoint_files as files
+from reflexarc.policy.backbones import merged as merged_backbones
 from reflexarc.policy.devices import resolve_device
-from reflexarc.policy.interface import Policy
+from reflexarc.policy.interface import FrozenBackbone, Policy
 from reflexarc.policy.processing import Processor
 from reflexarc.policy.registry import policy_class
 
@@ -64,6 +65,7 @@ def save_checkpoint(
     provenance: Mapping[str, Any],
     *,
     weights: Mapping[str, Tensor] | None = None,
+    merge_frozen: bool = False,
     write_also: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write a checkpoint's folder atomically, in the place of an earlier one; returns it.
@@ -71,6 +73,7 @@ def save_checkpoint(
     Args:
         provenance: JSON values: recipe, dataset fingerprint, versions, seed, metrics.
         weights: in the place of the policy's own ``trained_weights``: the same in half precision.
+        merge_frozen: carry the weights of frozen backbones too, beside their names.
         write_also: called with the unfinished folder, to add files that the server never
             reads (``training_state/``); it appears together with the rest.
     """
@@ -80,6 +83,7 @@ def save_checkpoint(
         files.MODEL_FILE: safetensors.torch.save(dict(weights or trained_weights(policy))),
         files.STATISTICS_FILE: statistics.to_json().encode(),
         **policy.extra_files(),
+        **(merged_backbones.to_files(policy, policy.frozen_backbones()) if merge_frozen else {}),
     }
     contract = policy.contract.model_copy(
         update={"statistics_sha256": statistics.sha256(), "checkpoint_fingerprint": ""}
@@ -152,9 +156,20 @@ def _build(
         family = policy_class(manifest.family)
         config = family.config_class.model_validate(manifest.config)
         contract = manifest.contract.model_copy(update={"checkpoint_fingerprint": fingerprint})
-        return family.build(config, contract, content)
+        with merged_backbones.merged(_carried(manifest, content)):
+            return family.build(config, contract, content)
     except (ConfigError, ValidationError) as error:
         raise CheckpointError(f"{folder / files.MANIFEST_FILE}: {error}") from error
+
+
+def _carried(
+    manifest: files.Manifest, content: Mapping[str, bytes]
+) -> dict[str, merged_backbones.MergedBackbone]:
+    paths = {
+        path: FrozenBackbone(entry.name, entry.sha256)
+        for path, entry in manifest.frozen_backbones.items()
+    }
+    return merged_backbones.from_files(content, paths)
 
 
 def _check_backbones(folder: Path, manifest: files.Manifest, policy: Policy) -> None:

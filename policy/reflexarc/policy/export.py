@@ -54,17 +54,22 @@ class Exported:
 
 
 def export_checkpoint(
-    source: Path, destination: Path, *, half: Literal["fp16", "bf16"] | None = None
+    source: Path,
+    destination: Path,
+    *,
+    half: Literal["fp16", "bf16"] | None = None,
+    merge_frozen: bool = False,
 ) -> Exported:
     """Write a copy without training state, at once and whole, after it was loaded back.
 
-    Frozen backbones stay named, not copied, as in every checkpoint. Weights in half precision are
+    Frozen backbones stay named, not copied, unless they are merged. Weights in half precision are
     brought to the policy's own when they are loaded; its buffers keep theirs.
 
     Args:
         source: a checkpoint's folder, or a run's with its ``best`` or ``last``.
         destination: must not exist.
-        half: the precision to store weights in.
+        half: the precision to store weights in; not those of merged backbones.
+        merge_frozen: carry frozen backbones' weights too, so that it loads without their package.
 
     Raises:
         ConfigError: the destination exists, or a weight is beyond the range of ``fp16``.
@@ -94,6 +99,7 @@ def export_checkpoint(
         loaded.statistics,
         {**loaded.provenance, "exported": origin},
         weights=after,
+        merge_frozen=merge_frozen,
         write_also=verify,
     )
     return Exported(

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reflexarc.contract.errors import CheckpointError, MissingExtraError
+from reflexarc.policy.backbones.merged import merged_backbone
 from reflexarc.policy.backbones.vision import VisionBackbone
 from reflexarc.policy.interface import FrozenBackbone
 
@@ -85,6 +86,22 @@ class EfficientNetLite0(VisionBackbone):
         super().__init__(pool)
         self.stem = _SamePadConv(3, 32, 3, stride=2)
         self.blocks = nn.ModuleList(_InvertedResidual(*block) for block in _BLOCKS)
+        carried = merged_backbone("efficientnet_lite0")
+        if carried is None:
+            self._load_packaged()
+        else:
+            self.identity = carried.identity
+            carried.load_into(self)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.freeze()
+
+    def features(self, pixels: Tensor) -> Tensor:
+        x = F.relu6(self.stem(pixels.contiguous(memory_format=torch.channels_last)))
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def _load_packaged(self) -> None:
         path = weights_path()
         self.identity = FrozenBackbone(
             "efficientnet_lite0",
@@ -94,14 +111,6 @@ class EfficientNetLite0(VisionBackbone):
         # weights_only: only tensors are unpickled. The file comes from an installed package and
         # its sha256 stands in every checkpoint.
         self._load(torch.load(path, map_location="cpu", weights_only=True), path)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.freeze()
-
-    def features(self, pixels: Tensor) -> Tensor:
-        x = F.relu6(self.stem(pixels.contiguous(memory_format=torch.channels_last)))
-        for block in self.blocks:
-            x = block(x)
-        return x
 
     def _load(self, weights: Mapping[str, Tensor], path: Path) -> None:
         try:

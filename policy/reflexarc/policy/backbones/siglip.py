@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
 from reflexarc.contract.errors import CheckpointError, ConfigError, MissingExtraError
+from reflexarc.policy.backbones.merged import merged_backbone
 from reflexarc.policy.backbones.vision import Rgb, VisionBackbone
 from reflexarc.policy.interface import FrozenBackbone
 
@@ -32,16 +34,31 @@ class SiglipVision(VisionBackbone):
     def __init__(self, path: str, pool: int = 1):
         if find_spec("transformers") is None:
             raise MissingExtraError("the vision encoder siglip", "train", "transformers")
-        folder = model_folder(path)
         super().__init__(pool)
-        self._normalise_by(*image_statistics(folder))
-        self.identity = FrozenBackbone("siglip", weights_sha256(folder), _revision(folder))
-        self.model = _load(folder)
+        carried = merged_backbone("siglip")
+        if carried is None:
+            self._load_from(model_folder(path))
+        else:
+            self.identity = carried.identity
+            self._normalise_by(*_statistics_of(carried.settings["image"]))
+            self.model = _empty(carried.settings["model"])
+            carried.load_into(self)
         config = self.model.config
         self.channels = int(config.hidden_size)
         self.stride = int(config.patch_size)
         self.image_size = int(config.image_size)
         self.freeze()
+
+    def _load_from(self, folder: Path) -> None:
+        self._normalise_by(*image_statistics(folder))
+        self.identity = FrozenBackbone("siglip", weights_sha256(folder), _revision(folder))
+        self.model = _load(folder)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a checkpoint that carries the weights says of the architecture."""
+        image = {"image_mean": self.mean, "image_std": self.std}
+        return {"model": self.model.config.to_dict(), "image": image}
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Raises ConfigError for a size that the position embeddings were not trained for."""
@@ -106,11 +123,7 @@ def image_statistics(folder: Path) -> tuple[Rgb, Rgb]:
     if not path.is_file():
         return _HALF, _HALF
     try:
-        fields = json.loads(path.read_text())
-        mean, std = (
-            tuple(float(value) for value in fields.get(key, _HALF))
-            for key in ("image_mean", "image_std")
-        )
+        mean, std = _statistics_of(json.loads(path.read_text()))
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}; copy it again") from error
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
@@ -118,7 +131,16 @@ def image_statistics(folder: Path) -> tuple[Rgb, Rgb]:
             f"{path}: image_mean and image_std must be three numbers each, deviations above "
             f"zero, got {mean} and {std}"
         )
-    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+    return mean, std
+
+
+def _statistics_of(fields: Mapping[str, Any]) -> tuple[Rgb, Rgb]:
+    """As a preprocessor's file names them; three numbers each where the file is right."""
+    mean, std = (
+        tuple(float(value) for value in fields.get(key, _HALF))
+        for key in ("image_mean", "image_std")
+    )
+    return cast(Rgb, mean), cast(Rgb, std)
 
 
 def _file_sha256(path: Path) -> str:
@@ -160,3 +182,12 @@ def _load(folder: Path) -> Any:  # transformers is untyped here
             f"{missing[0]}; copy the whole folder again"
         )
     return model.float()
+
+
+def _empty(fields: Mapping[str, Any]) -> Any:
+    """The same architecture with weights to be loaded."""
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    config = SiglipVisionConfig.from_dict(dict(fields))
+    config.vision_use_head = False
+    return SiglipVisionModel(config).float()
