@@ -55,7 +55,7 @@ class DataConfig(RecipeModel):
     Of LeRobot data: ``state`` and ``action`` are parts by GR00T's names (``left_arm``), features or
     columns of them (``action[0:7]``), in order; ``cameras`` likewise. ``action_kind`` says whether
     actions are targets, ``gripper`` which of their dimensions is one. Every ``frame_stride``-th
-    frame is used.
+    frame is used; one may lie ``timestamp_tolerance`` seconds from its row's timestamp.
     """
 
     suite: str = "libero_object"
@@ -75,6 +75,7 @@ class DataConfig(RecipeModel):
     action_kind: ActionKind = "position"
     gripper: GripperConfig | None = None
     frame_stride: Positive = 1
+    timestamp_tolerance: Annotated[float, Field(gt=0, lt=10)] = 1e-3
 
     @model_validator(mode="after")
     def _one_of_paths_and_sources(self) -> DataConfig:

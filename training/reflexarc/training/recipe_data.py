@@ -129,6 +129,13 @@ def _open_parts(
         paths = [source.path for source in files if source.weight == weight]
         parts.append(_open_files(paths, config, weight))
         names.append(", ".join(map(str, paths)))
+    folders = [source.path.resolve() for source in sources if is_lerobot(source.path)]
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise DatasetError(
+                f"{folder} is named twice; give it a weight in data.sources instead",
+                field="data.paths",
+            )
     for source in sources:
         if is_lerobot(source.path):
             parts.append(_open_folder(source, config, cameras))
@@ -160,6 +167,7 @@ def _open_folder(
         cameras=source.cameras or config.cameras,
         meaning=meaning,
         frame_stride=config.frame_stride,
+        tolerance=config.timestamp_tolerance,
         weight=source.weight,
     )
     wanted = {n: f for n, f in dataset.mapping.cameras.items() if n in cameras}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from reflexarc.contract.errors import DatasetError
 from reflexarc.contract.policy_contract import ActionSpec, Orientation, StateSpec
@@ -26,6 +27,7 @@ from reflexarc.data.lerobot.records import EpisodeRecord, Listing
 from reflexarc.data.lerobot.video import TOLERANCE, check_whole
 
 _INDEX, _TASK = "episode_index", "task_index"
+_MANY = 200  # files whose check takes long enough to be watched
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,10 @@ class LeRobotDataset:
                 span = episode.record.videos.get(feature)
                 if span is not None:
                     until[span.path] = max(until.get(span.path, 0.0), span.start + last)
-        for path, seconds in until.items():
-            check_whole(path, seconds)
+        tolerance = max(episode.tolerance for episode in self.episodes)
+        with tqdm(until.items(), "checking videos", disable=len(until) < _MANY) as files:
+            for path, seconds in files:
+                check_whole(path, seconds, tolerance)
 
 
 def is_lerobot(path: Path) -> bool:

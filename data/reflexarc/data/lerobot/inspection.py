@@ -103,6 +103,9 @@ def _describe(report: LeRobotReport, dataset: LeRobotDataset) -> None:
     }
     report.state_parts = [f"{n} [{s.start}:{s.end}]" for n, s in info.modality.state.items()]
     report.action_parts = [f"{n} [{s.start}:{s.end}]" for n, s in info.modality.action.items()]
+    depth = [key for key, feature in info.features.items() if feature.is_depth]
+    if depth:
+        report.remarks.append(f"depth maps are not read: {', '.join(depth)}")
     first = dataset.episodes[0]
     for name, feature in dataset.mapping.cameras.items():
         height, width = first.image_sizes[name]
@@ -127,7 +130,7 @@ def _check_frames(episode: LeRobotEpisode, read_images: bool) -> None:
     for camera, feature in episode.mapping.cameras.items():
         span = episode.record.videos.get(feature)
         if span is not None:
-            check_whole(span.path, span.start + float(times[-1]))
+            check_whole(span.path, span.start + float(times[-1]), episode.tolerance)
         if read_images:
             for start in range(0, len(episode.image_steps), _FRAMES_AT_ONCE):
                 stop = min(start + _FRAMES_AT_ONCE, len(episode.image_steps))

@@ -175,7 +175,7 @@ def video_facts(path: Path) -> VideoFacts:
         raise _broken(path, error) from error
 
 
-def check_whole(path: Path, until: float) -> VideoFacts:
+def check_whole(path: Path, until: float, tolerance: float = TOLERANCE) -> None:
     """Read a file's headers and its last packets; decodes nothing.
 
     Args:
@@ -184,7 +184,6 @@ def check_whole(path: Path, until: float) -> VideoFacts:
     Raises DatasetError for a file that does not open, ends before ``until``, or whose headers
     promise frames that are cut off.
     """
-    facts = video_facts(path)
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
@@ -197,14 +196,13 @@ def check_whole(path: Path, until: float) -> VideoFacts:
                 if packet.is_corrupt:
                     raise DatasetError(f"{path} is cut short within its last frames; copy it again")
                 last = max(last, float((packet.pts - first) * stream.time_base))
-    except _AV_ERRORS as error:
+    except (*_AV_ERRORS, IndexError) as error:
         raise _broken(path, error) from error
-    if last < until - TOLERANCE:
+    if last < until - tolerance:
         raise DatasetError(
             f"{path} ends at {max(last, 0.0):.3f} s, its last frame should stand at {until:.3f} s; "
             "it is cut short: copy it again"
         )
-    return facts
 
 
 def _broken(path: Path, error: BaseException, where: str = "") -> DatasetError:
