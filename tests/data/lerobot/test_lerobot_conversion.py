@@ -168,3 +168,20 @@ def test_what_cannot_be_converted_is_named(
     write_file("own", name="another", size=16)
     with pytest.raises(DatasetError, match="holds images of"):
         convert_to_lerobot([collected], tmp_path / "out")
+
+
+def test_real_demonstrations_come_back(tmp_path: Path) -> None:
+    recordings = Path(__file__).parents[2] / "recordings"
+    error = convert_to_lerobot([recordings], tmp_path / "lerobot")
+    assert 0 < error.mean < 3
+    back = convert_to_libero(tmp_path / "lerobot", tmp_path / "back")
+    originals = open_libero([recordings])
+    assert open_libero(back).fingerprint() == originals.fingerprint()
+    for path in back:
+        first, second = arrays(recordings / path.name), arrays(path)
+        assert first.keys() == second.keys()
+        for key in first.keys() - {k for k in first if k.split("/", 2)[-1] in IMAGES}:
+            assert first[key].dtype == second[key].dtype
+            np.testing.assert_array_equal(first[key], second[key], err_msg=key)
+        for key in (k for k in first if k.split("/", 2)[-1] in IMAGES):
+            assert np.abs(first[key].astype(int) - second[key]).max() <= error.largest
