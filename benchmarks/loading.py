@@ -12,7 +12,8 @@ files in the page cache: so many samples a second one core prepares. Prints mark
 - ``memcpy, float32``: the bytes of that batch's features.
 - ``HDF5``, ``h264``, ``AV1``: the frames of two cameras, 256 px, uint8.
 - ``lerobot h264``, ``lerobot AV1``: the same samples of the same files by lerobot's dataset class,
-  in an environment of its own.
+  in an environment of its own. Its default decoder, torchcodec, needs FFmpeg's shared libraries on
+  the library path; without them that way is skipped, and ``pyav`` remains.
 
 In order, a reader is asked for a batch of consecutive frames at once, as ``reflexarc data
 precompute`` does, and lerobot's class for one sample after another, as its loaders do; shuffled,
@@ -31,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import describe_machine, write_json
+from common import OUTPUTS, describe_machine, write_json
 from loading_ways import Ways, add_features, add_lerobot, add_readers, make_demonstrations
 
 from reflexarc.data.generated import GeneratedSettings, write_generated
@@ -114,7 +115,8 @@ def main() -> None:
     keep_freed_memory()
     torch.set_num_threads(1)
     result: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
+    OUTPUTS.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=OUTPUTS) as name:
         folder, ways = Path(name), Ways()
         add_features(ways, folder, options.rows, options.batch)
         data = make_demonstrations(folder)

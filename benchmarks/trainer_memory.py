@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from common import describe_machine, write_json
+from common import OUTPUTS, describe_machine, write_json
 
 from reflexarc.data.generated import GeneratedSettings, write_generated
 from reflexarc.policy.memory import keep_freed_memory
@@ -85,7 +85,8 @@ def main() -> None:
     options = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+    OUTPUTS.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=OUTPUTS) as folder:
         watch, steps = train(options.recipe, 60 * options.minutes, Path(folder))
     samples = np.array(watch.samples)
     print(f"\n{describe_machine()}; {options.recipe}, {steps:,} steps\n")
