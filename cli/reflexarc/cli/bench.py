@@ -90,7 +90,11 @@ def _print(summary: LoadSummary) -> None:
 
     settings = summary.settings
     load = "closed loop" if settings.rate is None else f"Poisson, {settings.rate:g}/s"
-    table = Table(Column(no_wrap=True), Column(), title=f"{summary.family}, {settings.clients} clients, {load}")
+    table = Table(
+        Column(no_wrap=True),
+        Column(),
+        title=f"{summary.family}, {settings.clients} clients, {load}",
+    )
     table.show_header = False
     table.add_row("requests", f"{summary.requests} in {settings.seconds:g} s")
     table.add_row("answers a second", f"{summary.throughput:.1f}")
