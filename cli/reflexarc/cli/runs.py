@@ -57,7 +57,7 @@ def plot(
 ) -> None:
     """Draw losses, the best metric, learning rate, time split and gradients of runs."""
     require("reflexarc runs plot", "train", *_NEEDED)
-    require("reflexarc runs plot", "sim", "matplotlib")
+    require("reflexarc runs plot", "train", "matplotlib")
     from reflexarc.training.runs.plot import draw, read_curves
 
     if output.suffix not in (".png", ".svg", ".pdf"):
