@@ -55,6 +55,9 @@ bench: system install
 	$(BIN)/python benchmarks/batching.py
 	$(BIN)/python benchmarks/deadlines.py
 	$(BIN)/python benchmarks/demo_checkpoint_clients.py
+	$(BIN)/python benchmarks/loading.py
+	$(BIN)/python benchmarks/trainer_overhead.py
+	$(BIN)/python benchmarks/trainer_memory.py --minutes 10
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
