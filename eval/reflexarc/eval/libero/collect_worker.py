@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from dataclasses import dataclass
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import numpy as np
@@ -143,7 +144,14 @@ def _simulator_for(task: LiberoTask, image_size: int) -> LiberoSimulator:
     """This process's simulator, made anew when the task changes: one costs 2 GB."""
     global _simulator  # noqa: PLW0603 - a worker process serves one simulator
     if _simulator is None or _simulator.task != task or _simulator.image_size != image_size:
-        if _simulator is not None:
-            _simulator.close()
+        if _simulator is None:
+            # While the interpreter is whole: what frees a rendering context needs its modules.
+            Finalize(None, _close_simulator, exitpriority=10)
+        _close_simulator()
         _simulator = LiberoSimulator(task, image_size=image_size)
     return _simulator
+
+
+def _close_simulator() -> None:
+    if _simulator is not None:
+        _simulator.close()
