@@ -24,7 +24,7 @@ from reflexarc.data.lerobot.encoding import Codec, ImageError
 from reflexarc.data.lerobot.from_libero import FORMAT, MANIFEST, PREFIX, RENDERED, extra_file
 from reflexarc.data.lerobot.hdf5_values import encode_attributes, encode_value
 from reflexarc.data.lerobot.metadata_writing import Described
-from reflexarc.data.lerobot.video import VideoDecoder
+from reflexarc.data.lerobot.video_decoder import VideoDecoder
 from reflexarc.data.lerobot.writing import Layout, LeRobotWriter, list_column
 from reflexarc.data.libero_episode import Episode
 from reflexarc.data.libero_hdf5 import find_files, list_demos, read_episode
