@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from reflexarc.contract import PolicyContract
 from reflexarc.contract.errors import CheckpointError
+from reflexarc.policy.whole_folders import write_whole
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "policy.json"
@@ -166,18 +165,7 @@ def write_folder(
     Raises CheckpointError rather than replace something that is no checkpoint.
     """
     _refuse_to_replace(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = directory.parent / f".{directory.name}.{uuid.uuid4().hex[:8]}.tmp"
-    temporary.mkdir()
-    try:
-        for name, content in {**files, MANIFEST_FILE: manifest}.items():
-            _write_durably(temporary / name, content)
-        if write_also is not None:
-            write_also(temporary)
-        _swap(temporary, directory)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    write_whole(directory, {**files, MANIFEST_FILE: manifest}, write_also)
 
 
 def _refuse_to_replace(directory: Path) -> None:
@@ -189,26 +177,3 @@ def _refuse_to_replace(directory: Path) -> None:
         raise CheckpointError(
             f"{directory} holds files and is not a checkpoint; choose another name or empty it"
         )
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _swap(temporary: Path, directory: Path) -> None:
-    """Put ``temporary`` in the place of ``directory``; a crash loses neither of both."""
-    replaced: Path | None = None
-    if directory.exists():
-        replaced = directory.parent / f".{directory.name}.{uuid.uuid4().hex[:8]}.replaced"
-        directory.replace(replaced)
-    try:
-        temporary.replace(directory)
-    except BaseException:
-        if replaced is not None:
-            replaced.replace(directory)
-        raise
-    if replaced is not None:
-        shutil.rmtree(replaced)

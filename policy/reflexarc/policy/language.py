@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import safetensors.torch
 import torch
@@ -24,11 +25,30 @@ INDEX_FILE = "language_embeddings.json"
 _SHOWN_INSTRUCTIONS = 20
 
 
+@dataclass(frozen=True)
+class TextEncoder:
+    """Which encoder made vectors, as far as it is known; empty where it is not.
+
+    Attributes:
+        name: a hub's id, a folder's name, or that of a built-in encoder.
+        revision: a hub's commit, or a package's version.
+        sha256: of its weights.
+        pooling: what makes one vector of a text's tokens.
+        dtype: what it computed in, such as ``fp32``; vectors are always stored as float32.
+    """
+
+    name: str
+    revision: str = ""
+    sha256: str = ""
+    pooling: str = ""
+    dtype: str = ""
+
+
 class LanguageEncoder(Protocol):
     """Anything that turns N texts into ``float32 (N, dimension)``."""
 
-    name: str
-    dimension: int
+    @property
+    def identity(self) -> TextEncoder: ...
 
     def encode(self, texts: Sequence[str]) -> Tensor: ...
 
@@ -44,13 +64,13 @@ class LanguageEmbeddings:
     Attributes:
         instructions: canonical instructions, one a row.
         vectors: ``float32 (N, dimension)``.
-        encoder: name of the encoder that made them.
+        identity: the encoder that made them.
     """
 
-    def __init__(self, instructions: Sequence[str], vectors: Tensor, encoder: str):
+    def __init__(self, instructions: Sequence[str], vectors: Tensor, encoder: str | TextEncoder):
         self.instructions = tuple(canonical_instruction(text) for text in instructions)
         self.vectors = vectors.detach().to("cpu", torch.float32).contiguous()
-        self.encoder = encoder
+        self.identity = TextEncoder(encoder) if isinstance(encoder, str) else encoder
         if not self.instructions:
             raise ConfigError("no instruction to embed; the dataset names none")
         if self.vectors.ndim != 2 or len(self.vectors) != len(self.instructions):
@@ -66,13 +86,28 @@ class LanguageEmbeddings:
     def dimension(self) -> int:
         return self.vectors.shape[1]
 
+    @property
+    def encoder(self) -> str:
+        """Name of the encoder."""
+        return self.identity.name
+
     @classmethod
     def from_instructions(
         cls, instructions: Sequence[str], encoder: LanguageEncoder
     ) -> LanguageEmbeddings:
         """Embed each distinct instruction once; sorted, so that order does not matter."""
         distinct = sorted({canonical_instruction(text) for text in instructions})
-        return cls(distinct, encoder.encode(distinct), encoder.name)
+        return cls(distinct, encoder.encode(distinct), encoder.identity)
+
+    def missing(self, instructions: Sequence[str]) -> list[str]:
+        """Those that have no embedding, canonical, each once, in order."""
+        canonical = dict.fromkeys(map(canonical_instruction, instructions))
+        return [text for text in canonical if text not in self._rows]
+
+    def subset(self, instructions: Sequence[str]) -> LanguageEmbeddings:
+        """The embeddings of these alone, sorted. Raises UnknownInstructionError."""
+        distinct = sorted({canonical_instruction(text) for text in instructions})
+        return LanguageEmbeddings(distinct, self.lookup(distinct), self.identity)
 
     def lookup(self, instructions: Sequence[str | None]) -> Tensor:
         """``float32 (N, dimension)`` on the CPU. Raises UnknownInstructionError."""
@@ -93,7 +128,9 @@ class LanguageEmbeddings:
 
     def to_files(self) -> dict[str, bytes]:
         """The two files of a checkpoint, by name."""
-        index = {"encoder": self.encoder, "instructions": list(self.instructions)}
+        known = {name: value for name, value in asdict(self.identity).items() if value}
+        index: dict[str, Any] = {"encoder": known.pop("name", ""), **known}
+        index |= {"dimension": self.dimension, "instructions": list(self.instructions)}
         return {
             VECTORS_FILE: safetensors.torch.save({"vectors": self.vectors}),
             INDEX_FILE: json.dumps(index, indent=2, ensure_ascii=False).encode(),
@@ -108,7 +145,12 @@ class LanguageEmbeddings:
         try:
             index = json.loads(files[INDEX_FILE])
             vectors = safetensors.torch.load(files[VECTORS_FILE])["vectors"]
-            return cls(index["instructions"], vectors, index["encoder"])
+            if index.get("dimension", vectors.shape[-1]) != vectors.shape[-1]:
+                raise ConfigError(
+                    f"{INDEX_FILE} says {index['dimension']} dimensions, the vectors have "
+                    f"{vectors.shape[-1]}"
+                )
+            return cls(index["instructions"], vectors, _identity(index))
         except (ValueError, KeyError, TypeError, SafetensorError, ConfigError) as error:
             raise CheckpointError(f"the language embeddings cannot be read: {error}") from error
 
@@ -125,3 +167,13 @@ class LanguageEmbeddings:
         names = (VECTORS_FILE, INDEX_FILE)
         present = [name for name in names if (directory / name).is_file()]
         return cls.from_files({name: (directory / name).read_bytes() for name in present})
+
+
+def _identity(index: Mapping[str, Any]) -> TextEncoder:
+    """The encoder that an index names. Raises TypeError for a fact that is no text."""
+    facts = {"name": index["encoder"]}
+    facts |= {name: index.get(name, "") for name in ("revision", "sha256", "pooling", "dtype")}
+    for name, value in facts.items():
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must be text, got {value!r}")
+    return TextEncoder(**facts)

@@ -7,6 +7,8 @@ into the run's folder and into every checkpoint.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -56,9 +58,28 @@ class ContractConfig(RecipeModel):
 
 
 class LanguageConfig(RecipeModel):
-    """What embeds instructions: ``minilm`` (pretrained, offline) or ``hashed`` (smoke runs)."""
+    """What embeds instructions: ``minilm`` (pretrained, offline), ``hashed`` (smoke runs), or a
+    ``table``: the folder that ``reflexarc data embed-language`` wrote, by any text model.
+    """
 
-    encoder: Literal["minilm", "hashed"] = "minilm"
+    encoder: Literal["minilm", "hashed", "table"] = "minilm"
+    table: Path | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_table_is_an_encoder(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("table") is not None:
+            return {"encoder": "table", **values}
+        return values
+
+    @model_validator(mode="after")
+    def _one_of_table_and_encoder(self) -> LanguageConfig:
+        if (self.encoder == "table") != (self.table is not None):
+            raise ValueError(
+                f"encoder is {self.encoder!r} and table is {str(self.table)!r}; give one of them: "
+                '--set "language={encoder: minilm}" or --set "language={table: DIR}"'
+            )
+        return self
 
 
 class OptimizerConfig(RecipeModel):

@@ -19,7 +19,7 @@ from reflexarc.policy.checkpoint import LoadedPolicy
 from reflexarc.policy.interface import Policy, Task, Tensors
 from reflexarc.policy.processing import Processor
 from reflexarc.training.config import Recipe
-from reflexarc.training.families import build_policy
+from reflexarc.training.families import build_policy, open_table
 from reflexarc.training.feature_store.dtypes import FeatureRows
 from reflexarc.training.feature_store.keys import FeatureKey, feature_key
 from reflexarc.training.feature_store.store import FrameFeatures, frame_features
@@ -120,7 +120,11 @@ class Preparation:
         return {
             # Where the files lay is a fact of one machine; the fingerprint says which they were.
             "recipe": self.recipe.model_dump(
-                mode="json", exclude={"data": {"paths": True, "sources": {"__all__": {"path"}}}}
+                mode="json",
+                exclude={
+                    "data": {"paths": True, "sources": {"__all__": {"path"}}},
+                    "language": {"table"},
+                },
             ),
             "seed": self.recipe.training.seed,
             "init_from": self.origin,
@@ -154,6 +158,7 @@ def prepare(
         ConfigError: the recipe asks for a task or size that the data does not have, or ``start``
             is not what this recipe starts from.
     """
+    open_table(recipe)  # a wrong one is named before the data is read
     dataset = open_dataset(recipe)
     dataset.check_images()
     episodes = limit_episodes(dataset.episodes, recipe.data.episodes_per_task)
@@ -173,7 +178,7 @@ def prepare(
     torch.manual_seed(derived_seed(recipe.training.seed, "weights", 0))
     policy = build_policy(recipe, contract, instructions)
     if start is not None:
-        check_fits(recipe, start, policy, statistics)
+        check_fits(start, policy, statistics)
         load_start(policy, start)
     policy = policy.to(device)
     objective = make_objective(recipe, policy, train_episodes[0]).to(device)

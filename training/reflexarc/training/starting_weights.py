@@ -13,6 +13,7 @@ from reflexarc.contract.errors import ConfigError
 from reflexarc.policy.checkpoint import LoadedPolicy, load_checkpoint
 from reflexarc.policy.checkpoint_files import read_manifest
 from reflexarc.policy.interface import Policy
+from reflexarc.policy.language import INDEX_FILE, LanguageEmbeddings
 from reflexarc.training.config import Recipe
 from reflexarc.training.recipe_files import value_differences
 from reflexarc.training.run_folder import RunFolder
@@ -57,17 +58,16 @@ def check_stage(recipe: Recipe, start: LoadedPolicy) -> None:
     )
 
 
-def check_fits(
-    recipe: Recipe, start: LoadedPolicy, policy: Policy, statistics: NormalizationStatistics
-) -> None:
+def check_fits(start: LoadedPolicy, policy: Policy, statistics: NormalizationStatistics) -> None:
     """Raise ConfigError naming each key in which the two stages' policies differ, both values.
 
     Family, architecture, contract, frozen backbones, instructions' encoder and normalisation have
     to be equal: weights that fit by shape alone would have learnt to read something else.
     """
     now, before = _description(policy), _description(start.policy)
-    now["language"] = recipe.language.model_dump(mode="json")
-    before["language"] = (start.provenance.get("recipe") or {}).get("language")
+    if not (before["language"].get("sha256") and now["language"].get("sha256")):
+        for described in (before, now):  # checkpoints did not always say which weights it had
+            described["language"].pop("sha256", None)
     found = value_differences(before, now)
     if found:
         raise ConfigError(
@@ -99,7 +99,17 @@ def _description(policy: Policy) -> dict[str, Any]:
         "policy": policy.config.model_dump(mode="json"),
         "contract": contract,
         "frozen_backbones": backbones,
+        "language": _language(policy),
     }
+
+
+def _language(policy: Policy) -> dict[str, Any]:
+    """Which encoder made a policy's embeddings; empty where it carries none."""
+    files = policy.extra_files()
+    if INDEX_FILE not in files:
+        return {}
+    identity = LanguageEmbeddings.from_files(files).identity
+    return {"encoder": identity.name, "sha256": identity.sha256}
 
 
 def _statistics_differences(

