@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from reflexarc.policy.layers.mamba import Mamba, MambaStack, scan_backend
+from reflexarc.policy.layers.mamba import Mamba, MambaStack
 
 
 def test_parameter_names_and_shapes_are_those_of_mamba_ssm() -> None:
@@ -82,7 +82,3 @@ def test_half_precision_scans_in_single() -> None:
             found = block(tokens)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), wanted, atol=0.02, rtol=0.05)
-
-
-def test_the_backend_on_the_cpu_is_the_blocked_scan() -> None:
-    assert scan_backend(torch.device("cpu")) == "blocked"

@@ -1,116 +1,259 @@
-"""The blocked scan against a plain loop: values, gradients, threads."""
+"""The scans that run on a CPU against a plain loop: values, gradients, dtypes, threads, errors."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from reflexarc.policy.layers import selective_scan as scan_module
-from reflexarc.policy.layers.selective_scan import selective_scan
+from reflexarc.policy.layers.selective_scan import (
+    Backend,
+    ScanInputError,
+    ScanUnavailableError,
+    blocked,
+    causal_convolution,
+    selective_scan,
+)
+from reflexarc.policy.layers.selective_scan.choice import make
+
+from .scan_reference import loop_scan, relative_error, scan_inputs
 
 
-def loop_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    state = u.new_zeros(u.shape[0], *A.shape)
-    outputs = []
-    for u_t, d_t, B_t, C_t in zip(*(x.unbind(1) for x in (u, delta, B, C)), strict=True):
-        state = torch.exp(d_t[..., None] * A) * state + (d_t * u_t)[..., None] * B_t[:, None]
-        outputs.append((state * C_t[:, None]).sum(-1))
-    return torch.stack(outputs, 1)
-
-
-def scan_inputs(
-    batch: int, length: int, channels: int, state: int, dtype: torch.dtype = torch.float32,
-    seed: int = 0,
-) -> list[Tensor]:  # fmt: skip
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=dtype)
-
-    tensors = [
-        draw(batch, length, channels),
-        torch.nn.functional.softplus(draw(batch, length, channels)),
-        -torch.exp(draw(channels, state)),
-        draw(batch, length, state),
-        draw(batch, length, state),
-    ]
-    return [tensor.requires_grad_() for tensor in tensors]
+@pytest.fixture(params=["blocked", "native"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    try:
+        return make(request.param)
+    except ScanUnavailableError as error:
+        pytest.skip(error.message)
 
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two rows and four steps a block at 3 channels and 2 states, so that blocks do not fit."""
-    monkeypatch.setattr(scan_module, "CPU_STEP_VALUES", 12)
-    monkeypatch.setattr(scan_module, "CPU_BUFFER_VALUES", 48)
+    monkeypatch.setattr(blocked, "CPU_STEP_VALUES", 12)
+    monkeypatch.setattr(blocked, "CPU_BUFFER_VALUES", 48)
 
 
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def gradients(y: Tensor, inputs: list[Tensor], seed: int = 1) -> list[Tensor]:
+    grad_y = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed), dtype=y.dtype)
+    return list(torch.autograd.grad(y, inputs, grad_y))
+
+
+@pytest.mark.parametrize("shift", [-4.0, 2.0])  # softplus: near 0.02, and up to 5
 @pytest.mark.parametrize(
     ("batch", "length", "channels", "state"),
-    [(1, 1, 1, 1), (3, 2, 4, 2), (5, 101, 24, 16), (64, 11, 96, 16), (2, 300, 384, 16)],
+    [(1, 1, 1, 1), (3, 17, 5, 2), (5, 101, 24, 16), (2, 11, 96, 64), (1, 395, 200, 16)],
 )
-def test_values_and_gradients_equal_a_plain_loop(
-    batch: int, length: int, channels: int, state: int
+def test_single_precision_against_a_loop_in_double(
+    backend: Backend, batch: int, length: int, channels: int, state: int, shift: float
 ) -> None:
-    inputs = scan_inputs(batch, length, channels, state)
-    found, wanted = selective_scan(*inputs), loop_scan(*inputs)
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
-    grad_y = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
-    gradients = torch.autograd.grad(found, inputs, grad_y)
-    expected = torch.autograd.grad(wanted, inputs, grad_y)
-    for gradient, reference in zip(gradients, expected, strict=True):
-        scale = reference.abs().max().clamp(min=1e-3)
-        torch.testing.assert_close(gradient / scale, reference / scale, atol=2e-5, rtol=0)
+    exact = scan_inputs(batch, length, channels, state, torch.float64, shift=shift)
+    single = [tensor.detach().float().requires_grad_() for tensor in exact]
+    wanted = loop_scan(*exact, softplus=True)
+    found = selective_scan(*single, softplus=True, backend=backend)
+    assert relative_error(found, wanted) < 1e-5
+    generator = torch.Generator().manual_seed(1)
+    grad_y = torch.randn(wanted.shape, generator=generator, dtype=torch.float64)
+    reference = torch.autograd.grad(wanted, exact, grad_y)
+    for name, gradient, exactly in zip(
+        ["u", "delta", "A", "B", "C", "D", "gate"],
+        torch.autograd.grad(found, single, grad_y.float()),
+        reference,
+        strict=True,
+    ):
+        assert relative_error(gradient, exactly) < 1e-4, name
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_any_shape_and_dtype(data: st.DataObject) -> None:
+    backend = make(data.draw(st.sampled_from(available())))
+    dtype = data.draw(
+        st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16])
+    )
+    sizes = st.tuples(*(st.integers(1, top) for top in (3, 40, 40, 20)))
+    inputs = scan_inputs(*data.draw(sizes), torch.float64)
+    if not data.draw(st.booleans()):
+        inputs[5] = None  # type: ignore[call-overload]
+    if not data.draw(st.booleans()):
+        inputs[6] = None  # type: ignore[call-overload]
+    given_ = [None if t is None else t.detach().to(dtype) for t in inputs]
+    found = selective_scan(*given_, softplus=True, backend=backend)  # type: ignore[arg-type]
+    assert found.dtype == dtype
+    wanted = loop_scan(*(None if t is None else t.double() for t in given_), softplus=True)  # type: ignore[arg-type]
+    # Everything inside is single precision or double: what remains is the output's rounding.
+    assert relative_error(found, wanted) <= max(2 * torch.finfo(dtype).eps, 2e-6)
+
+
+def available() -> list[str]:
+    names = ["blocked"]
+    try:
+        make("native")
+    except ScanUnavailableError:
+        return names
+    return [*names, "native"]
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize(("batch", "length"), [(1, 4), (2, 5), (3, 9), (5, 12)])
-def test_gradients_are_exact_across_block_borders(batch: int, length: int) -> None:
+@pytest.mark.parametrize(("batch", "length"), [(1, 4), (2, 5), (3, 9), (2, 35)])
+def test_gradients_are_exact_across_borders(backend: Backend, batch: int, length: int) -> None:
     inputs = scan_inputs(batch, length, 3, 2, torch.float64)
-    torch.testing.assert_close(selective_scan(*inputs), loop_scan(*inputs), atol=1e-12, rtol=1e-12)
-    assert torch.autograd.gradcheck(selective_scan, inputs)
+    assert torch.autograd.gradcheck(
+        lambda *tensors: selective_scan(*tensors, softplus=True, backend=backend),
+        inputs,
+        fast_mode=length > 5,
+    )
 
 
-def test_strong_decay_neither_overflows_nor_vanishes() -> None:
-    u, delta, A, B, C = scan_inputs(2, 64, 8, 4, torch.float64)
-    y = selective_scan(u, delta * 50, A * 20, B, C)
-    torch.testing.assert_close(y, loop_scan(u, delta * 50, A * 20, B, C))
-    assert torch.isfinite(y).all()
+def test_gradients_without_gate_weight_and_softplus(backend: Backend) -> None:
+    u, raw, *rest, _, _ = scan_inputs(2, 19, 9, 3, torch.float64)
+    inputs = [u, F.softplus(raw).detach().requires_grad_(), *rest]
+    assert torch.autograd.gradcheck(
+        lambda *tensors: selective_scan(*tensors, backend=backend), inputs, fast_mode=True
+    )
 
 
-def test_the_same_with_and_without_gradients() -> None:
-    inputs = scan_inputs(3, 50, 16, 8)
-    with_gradients = selective_scan(*inputs)
-    with torch.no_grad():
-        assert torch.equal(selective_scan(*inputs), with_gradients)
-    with torch.inference_mode():
-        assert torch.equal(selective_scan(*inputs), with_gradients)
+def test_decay_that_underflows_stays_finite(backend: Backend) -> None:
+    u, delta, A, B, C, D, gate = scan_inputs(2, 64, 8, 4, shift=50.0)
+    y = selective_scan(u, delta, A * 20, B, C, D, gate, softplus=True, backend=backend)
+    wanted = loop_scan(u, delta, A * 20, B, C, D, gate, softplus=True)
+    torch.testing.assert_close(y, wanted, rtol=1e-5, atol=1e-3)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(y, [u, delta, A, B, C]))
 
 
-def test_strided_inputs_are_accepted() -> None:
-    inputs = scan_inputs(3, 20, 8, 4)
-    strided = [tensor.detach().transpose(0, 1).contiguous().transpose(0, 1) for tensor in inputs]
-    torch.testing.assert_close(selective_scan(*strided), selective_scan(*inputs))
+def test_the_same_bits_with_and_without_gradients(backend: Backend) -> None:
+    inputs = scan_inputs(3, 50, 36, 8)
+    with_gradients = selective_scan(*inputs, softplus=True, backend=backend)
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            without = selective_scan(*inputs, softplus=True, backend=backend)
+        assert torch.equal(without, with_gradients)
 
 
-def test_only_the_inputs_that_want_a_gradient_need_one() -> None:
-    u, delta, A, B, C = (tensor.detach() for tensor in scan_inputs(2, 10, 4, 2))
+@pytest.mark.usefixtures("threads")
+def test_the_same_bits_on_any_number_of_threads(backend: Backend) -> None:
+    found = []
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
+        inputs = scan_inputs(2, 40, 150, 16)
+        y = selective_scan(*inputs, softplus=True, backend=backend)
+        found.append([y.detach(), *gradients(y, inputs)])
+    for others in found[1:]:
+        if backend.name == "native":
+            assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
+        assert torch.equal(found[0][0], others[0])
+
+
+def test_strided_inputs_are_accepted(backend: Backend) -> None:
+    inputs = [tensor.detach() for tensor in scan_inputs(3, 20, 8, 4)]
+    wanted = selective_scan(*inputs, softplus=True, backend=backend)
+    time_major = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in inputs[:2]]
+    channels_first = inputs[6].transpose(1, 2).contiguous().transpose(1, 2)
+    both = torch.cat([inputs[3], inputs[4]], dim=-1)
+    B, C = both.split(4, dim=-1)
+    strided = [*time_major, inputs[2].t().contiguous().t(), B, C, inputs[5], channels_first]
+    found = selective_scan(*strided, softplus=True, backend=backend)
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
+
+
+def test_only_the_inputs_that_want_a_gradient_need_one(backend: Backend) -> None:
+    u, delta, A, B, C, D, gate = (tensor.detach() for tensor in scan_inputs(2, 10, 4, 2))
     A.requires_grad_()
-    (found,) = torch.autograd.grad(selective_scan(u, delta, A, B, C).sum(), A)
-    (wanted,) = torch.autograd.grad(loop_scan(u, delta, A, B, C).sum(), A)
+    arguments = (u, delta, A, B, C, D, gate)
+    (found,) = gradients(selective_scan(*arguments, softplus=True, backend=backend), [A])
+    (wanted,) = gradients(loop_scan(*arguments, softplus=True), [A])
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
 
 
-def test_threads_do_not_share_scratch() -> None:
+def test_threads_do_not_share_scratch(backend: Backend) -> None:
     def forward_and_backward(seed: int) -> list[Tensor]:
         inputs = scan_inputs(4, 80, 96, 16, seed=seed)
-        y = selective_scan(*inputs)
-        return [y.detach(), *torch.autograd.grad(y.square().sum(), inputs)]
+        y = selective_scan(*inputs, softplus=True, backend=backend)
+        return [y.detach(), *gradients(y, inputs)]
 
-    alone = [forward_and_backward(seed) for seed in range(8)]
+    alone = [forward_and_backward(seed) for seed in range(6)]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(forward_and_backward, range(8)))
+        together = list(pool.map(forward_and_backward, range(6)))
     for tensors, others in zip(alone, together, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(tensors, others, strict=True))
+
+
+@pytest.mark.parametrize(("batch", "length", "channels", "taps"), [(2, 9, 21, 4), (1, 2, 3, 4)])
+def test_the_convolution_is_torchs(
+    backend: Backend, batch: int, length: int, channels: int, taps: int
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(batch, length, channels, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(channels, taps, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(channels, dtype=torch.float64, requires_grad=True)
+    wanted = F.conv1d(
+        x.transpose(1, 2), weight[:, None], bias, padding=taps - 1, groups=channels
+    )[..., :length]  # fmt: skip
+    found = causal_convolution(x, weight, bias, backend=backend)
+    torch.testing.assert_close(found, F.silu(wanted).transpose(1, 2))
+    with torch.no_grad():
+        assert torch.equal(causal_convolution(x, weight, bias, backend=backend), found)
+    assert torch.autograd.gradcheck(
+        lambda *tensors: causal_convolution(*tensors, backend=backend), (x, weight, bias)
+    )
+
+
+@pytest.mark.parametrize("position", range(7))
+def test_a_nan_is_carried_into_the_output(backend: Backend, position: int) -> None:
+    inputs = [tensor.detach() for tensor in scan_inputs(1, 6, 4, 3)]
+    inputs[position].view(-1)[0] = float("nan")
+    y = selective_scan(*inputs, softplus=True, backend=backend)
+    assert torch.isnan(y).any()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_value_that_is_not_finite_is_named_when_asked_for(
+    value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REFLEXARC_SCAN_CHECK", "1")
+    inputs = [tensor.detach() for tensor in scan_inputs(2, 6, 4, 3)]
+    selective_scan(*inputs, softplus=True)
+    inputs[3][1, 2, 0] = value
+    with pytest.raises(ScanInputError, match=r"B \(2, 6, 3\) holds 1 .* at \(1, 2, 0\)") as caught:
+        selective_scan(*inputs, softplus=True)
+    assert caught.value.field == "B"
+
+
+@pytest.mark.parametrize(
+    ("position", "shape", "message"),
+    [
+        (0, (6, 4), r"shape of u is \(6, 4\), it must be \(batch, length, channels\)"),
+        (1, (2, 5, 4), r"shape of delta is \(2, 5, 4\), it must be \(2, 6, 4\)"),
+        (2, (5, 3), r"shape of A is \(5, 3\), it must be \(channels, state\) = \(4, N\)"),
+        (3, (2, 6, 4), r"shape of B is \(2, 6, 4\), it must be \(2, 6, 3\)"),
+        (4, (1, 6, 3), r"shape of C is \(1, 6, 3\), it must be \(2, 6, 3\)"),
+        (5, (1,), r"shape of D is \(1,\), it must be \(4,\)"),
+        (6, (2, 6, 8), r"shape of gate is \(2, 6, 8\), it must be \(2, 6, 4\)"),
+    ],
+)
+def test_a_wrong_shape_is_named(position: int, shape: tuple[int, ...], message: str) -> None:
+    inputs = [tensor.detach() for tensor in scan_inputs(2, 6, 4, 3)]
+    inputs[position] = torch.zeros(shape)
+    with pytest.raises(ScanInputError, match=message):
+        selective_scan(*inputs)
+
+
+def test_integers_and_other_devices_are_refused() -> None:
+    inputs = [tensor.detach() for tensor in scan_inputs(2, 6, 4, 3)]
+    with pytest.raises(ScanInputError, match=r"dtype of B is torch\.int64"):
+        selective_scan(*inputs[:3], inputs[3].long(), *inputs[4:])
+    with pytest.raises(ScanInputError, match="device of C is meta, it must be cpu"):
+        selective_scan(*inputs[:4], inputs[4].to("meta"), *inputs[5:])

@@ -1,42 +1,20 @@
 """Mamba blocks with the parameter names and shapes of ``mamba_ssm`` and ``transformers``.
 
-Weights interchange with ``mamba_ssm.Mamba`` and ``transformers``' ``MambaMixer``. The scan runs
-on mamba_ssm's CUDA kernels where they are importable and the tensors are on CUDA, and on the
-cache-blocked scan of :mod:`reflexarc.policy.layers.selective_scan` everywhere else.
+Weights interchange with ``mamba_ssm.Mamba`` and ``transformers``' ``MambaMixer``. Which code scans
+is chosen by :mod:`reflexarc.policy.layers.selective_scan.choice`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reflexarc.policy.layers.selective_scan import selective_scan
+from reflexarc.policy.layers.selective_scan import causal_convolution, selective_scan
 
 _DT_MIN, _DT_MAX, _DT_FLOOR = 1e-3, 0.1, 1e-4
-
-
-@cache
-def _cuda_scan() -> Callable[..., Any] | None:
-    """mamba_ssm's kernel, or None; its absence is the usual case and no error."""
-    try:
-        from mamba_ssm.ops.selective_scan_interface import (  # type: ignore[import-not-found]
-            selective_scan_fn,
-        )
-    except ImportError:
-        return None
-    kernel: Callable[..., Any] = selective_scan_fn
-    return kernel
-
-
-def scan_backend(device: torch.device) -> str:
-    """Which scan runs on ``device``: ``mamba_ssm`` or ``blocked``."""
-    return "mamba_ssm" if device.type == "cuda" and _cuda_scan() is not None else "blocked"
 
 
 class Mamba(nn.Module):
@@ -78,34 +56,13 @@ class Mamba(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         hidden, gate = self.in_proj(tokens).chunk(2, dim=-1)
-        hidden = F.silu(self._causal_convolution(hidden)).contiguous()
+        hidden = causal_convolution(hidden, self.conv1d.weight.squeeze(1), self.conv1d.bias)
         dt, B, C = self.x_proj(hidden).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        delta = F.softplus(self.dt_proj(dt.contiguous()))
-        A = -torch.exp(self.A_log.float())
-        scanned = _scan(hidden, delta, A, B, C)
-        # addcmul keeps hidden · D from being materialised
-        mixed = torch.addcmul(scanned, hidden, self.D.to(hidden.dtype))
-        projected: Tensor = self.out_proj(mixed * F.silu(gate))
+        delta = self.dt_proj(dt.contiguous())
+        A = -torch.exp(self.A_log)
+        mixed = selective_scan(hidden, delta, A, B, C, self.D, gate, softplus=True)
+        projected: Tensor = self.out_proj(mixed)
         return projected
-
-    def _causal_convolution(self, hidden: Tensor) -> Tensor:
-        """Depthwise convolution over L that sees the past only; ``(B, L, d_inner)``."""
-        length = hidden.shape[1]
-        convolved: Tensor = self.conv1d(hidden.transpose(1, 2))[..., :length]
-        return convolved.transpose(1, 2)
-
-
-def _scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    kernel = _cuda_scan() if u.is_cuda else None
-    if kernel is not None:
-        channels_first = (t.transpose(1, 2).contiguous() for t in (u, delta))
-        state_first = (t.transpose(1, 2).contiguous() for t in (B, C))
-        scanned: Tensor = kernel(*channels_first, A, *state_first)
-        return scanned.transpose(1, 2)
-    # Autocast may hand over half precision; the recurrence needs single.
-    working = torch.promote_types(u.dtype, torch.float32)
-    y = selective_scan(*(tensor.to(working) for tensor in (u, delta, A, B, C)))
-    return y.to(u.dtype)
 
 
 class GatedMLP(nn.Module):

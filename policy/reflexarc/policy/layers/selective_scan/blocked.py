@@ -1,7 +1,6 @@
-"""The selective scan of Mamba, cache-blocked, with a handwritten backward pass.
+"""The scan in plain torch, cache-blocked, with a handwritten backward pass.
 
-``h_t = exp(delta_t · A) ⊙ h_{t-1} + delta_t · u_t · B_t`` and ``y_t = ⟨C_t, h_t⟩``, starting from
-``h = 0``. Materialising the states ``(batch, length, channels, state)`` at once costs more time
+Materialising the states ``(batch, length, channels, state)`` at once costs more time
 in page faults than in arithmetic, so rows and steps are walked in blocks whose scratch buffers
 stay in the processor's cache and are used again. The backward pass keeps one state a block and
 computes the others anew. Buffers belong to the call: any number of threads may scan at once.
@@ -16,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -28,23 +28,25 @@ CPU_STEP_VALUES = 1 << 15
 ACCELERATOR_BUFFER_VALUES = 1 << 26
 
 
-def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """Scan ``u`` along its second dimension; returns ``(batch, length, channels)``.
+def scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
+    gate: Tensor | None, softplus: bool,
+) -> Tensor:  # fmt: skip
+    """As :func:`reflexarc.policy.layers.selective_scan.selective_scan`; all of one dtype."""
+    if softplus:
+        delta = F.softplus(delta)
+    y = _scan(u, delta, A, B, C)
+    if D is not None:
+        y = torch.addcmul(y, u, D)  # keeps u · D from being materialised
+    return y if gate is None else y * F.silu(gate)
 
-    Args:
-        u: input, ``(batch, length, channels)``.
-        delta: step sizes, positive, ``(batch, length, channels)``.
-        A: decay, negative, ``(channels, state)``.
-        B: input projection, ``(batch, length, state)``.
-        C: output projection, ``(batch, length, state)``.
 
-    All five have the same floating dtype (fp32 or fp64) and device. First derivatives only.
-    """
+def _scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     inputs = (u, delta, A, B, C)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
         y: Tensor = _SelectiveScan.apply(*inputs)  # type: ignore[no-untyped-call]
         return y
-    return _forward(*inputs, checkpoints=None)
+    return _forward(u, delta, A, B, C, checkpoints=None)
 
 
 class _Blocks:
@@ -123,7 +125,7 @@ def _forward(
     """``checkpoints (blocks, batch, state, channels)`` receives the state after each block."""
     blocks = _Blocks(u, A.shape[1], buffers=2)
     At = A.t().contiguous()
-    y = u.new_empty(blocks.length, blocks.batch, u.shape[2])
+    y = u.new_empty(u.shape)
     carry_buffer = u.new_empty(blocks.rows, A.shape[1], u.shape[2])
     for rows in blocks.row_blocks():
         delta_r, B_r, C_r = (_time_major(tensor, rows) for tensor in (delta, B, C))
@@ -132,12 +134,12 @@ def _forward(
         for index, steps in enumerate(blocks.step_blocks()):
             decay, states = blocks.scratch(steps, rows)
             _states(decay, states, delta_r[steps], du[steps], At, B_r[steps], carry)
-            y[steps, rows] = _contract_state(C_r[steps], states)
+            _set(y, rows, steps, _contract_state(C_r[steps], states))
             if checkpoints is None:
                 carry = carry_buffer[: rows.stop - rows.start].copy_(states[-1])
             else:
                 carry = checkpoints[index, rows].copy_(states[-1])
-    return y.transpose(0, 1)
+    return y
 
 
 class _SelectiveScan(torch.autograd.Function):
@@ -155,8 +157,8 @@ class _SelectiveScan(torch.autograd.Function):
         u, delta, A, B, C, checkpoints = ctx.saved_tensors
         blocks = _Blocks(u, A.shape[1], buffers=3)
         At = A.t().contiguous()
-        grad_u, grad_delta = torch.empty_like(u), torch.empty_like(delta)
-        grad_B, grad_C = torch.empty_like(B), torch.empty_like(C)
+        grad_u, grad_delta = u.new_empty(u.shape), u.new_empty(u.shape)
+        grad_B, grad_C = u.new_empty(B.shape), u.new_empty(C.shape)
         grad_At = torch.zeros_like(At)
         for rows in blocks.row_blocks():
             u_r, delta_r, B_r, C_r, gy_r = (
