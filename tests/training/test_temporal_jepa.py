@@ -22,7 +22,8 @@ from reflexarc.policy.statevla.model import StateVLA
 from reflexarc.training.config_objectives import TemporalJEPAConfig
 from reflexarc.training.distributed import TrainedModules
 from reflexarc.training.objective import Batch
-from reflexarc.training.objectives.temporal_jepa import TemporalJEPAObjective, ema_momentum
+from reflexarc.training.objectives.target_network import ema_momentum
+from reflexarc.training.objectives.temporal_jepa import TemporalJEPAObjective
 from reflexarc.training.objectives.temporal_predictor import TemporalPredictor
 from reflexarc.training.samples import BatchSource
 from reflexarc.training.validation import validate

@@ -51,16 +51,25 @@ class Tokenizer(nn.Module):
         self.modality = nn.Parameter(torch.randn(2 + cameras, d) * _EMBEDDING_STD)
         self.latent = nn.Parameter(torch.randn(config.latent_tokens, d) * _EMBEDDING_STD)
 
-    def forward(self, language: Tensor, state: Tensor, vision: Tensor) -> Tensor:
+    @property
+    def uses_language(self) -> bool:
+        """Whether the instruction changes more tokens than its own, as it does with keypoints."""
+        return bool(self.vision.uses_language)
+
+    def forward(
+        self, language: Tensor, state: Tensor, vision: Tensor, *, without_language: bool = False
+    ) -> Tensor:
         """``(B, E)``, ``(B, S)`` and ``(B, V, P, C)`` to tokens ``(B, 2 + V·N + K, d_model)``.
 
         N is the number of a camera's tokens. ``vision`` holds what ``patches`` takes, where there
-        is one: pixels ``(B, V, H, W, 3)``.
+        is one: pixels ``(B, V, H, W, 3)``. With
+        ``without_language`` no token but its own depends on the language.
         """
         if self.patches is not None:
             vision = self.patches(vision)
         instruction = self.language(self.language_norm(language))
-        seen = self.vision(vision, instruction) + self.modality[2:, None]
+        heard = None if without_language else instruction
+        seen = self.vision(vision, heard) + self.modality[2:, None]
         tokens = [
             (instruction + self.modality[0])[:, None],
             (self.state(self.waves(state)) + self.modality[1])[:, None],
@@ -128,6 +137,14 @@ class Encoder(nn.Module):
         z: Tensor = self.norm(self.projection(outputs))
         return z
 
+    def of_every_token(self, tokens: Tensor) -> Tensor:
+        """``(B, L, d_model)`` to the same, each output projected and normed as z is.
+
+        For objectives that compare single tokens; the last K rows of a whole sequence are z.
+        """
+        outputs: Tensor = self.norm(self.projection(self.stack(tokens)))
+        return outputs
+
 
 class Representation(nn.Module):
     """All that turns frozen features, language and state into z.
@@ -142,6 +159,15 @@ class Representation(nn.Module):
 
     def forward(self, task: Tensors, window: Tensors, valid: Tensor) -> Tensor:
         """``z (B, K, d_model)`` from the newest row of the window; arguments as in ``encode``."""
-        tokens = self.tokenizer(task["language"], window["state"][:, -1], window["vision"][:, -1])
-        z: Tensor = self.encoder(tokens)
+        z: Tensor = self.encoder(self.tokens(task, window))
         return z
+
+    def tokens(self, task: Tensors, window: Tensors, *, without_language: bool = False) -> Tensor:
+        """What the encoder reads, ``(B, L, d_model)``; arguments as of :class:`Tokenizer`."""
+        tokens: Tensor = self.tokenizer(
+            task["language"],
+            window["state"][:, -1],
+            window["vision"][:, -1],
+            without_language=without_language,
+        )
+        return tokens

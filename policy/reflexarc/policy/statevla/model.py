@@ -28,6 +28,7 @@ from reflexarc.policy.layers.flow_matching import euler_sample, for_autograd
 from reflexarc.policy.statevla.action_head import FlowMatchingHead, GripperHead
 from reflexarc.policy.statevla.config import StateVLAConfig
 from reflexarc.policy.statevla.encoder import Encoder, Representation, Tokenizer
+from reflexarc.policy.statevla.token_layout import TokenLayout
 
 OPEN, CLOSED = -1.0, 1.0
 """The gripper column of a normalised chunk, whatever the robot's own commands are."""
@@ -82,6 +83,19 @@ class StateVLA(Policy):
 
     def frozen_backbones(self) -> Mapping[str, FrozenBackbone]:
         return {"vision": self.vision.identity}
+
+    @property
+    def token_layout(self) -> TokenLayout:
+        """Which tokens of the encoder's sequence belong to which modality."""
+        rows, columns = _grid(self.vision, self.contract)
+        keypoints = self.config.keypoints
+        return TokenLayout(
+            cameras=self.contract.camera_names,
+            camera_tokens=rows * columns if keypoints is None else keypoints.tokens,
+            grid=(rows, columns) if keypoints is None else None,
+            latent_tokens=self.config.latent_tokens,
+            d_model=self.config.d_model,
+        )
 
     def blocks(self) -> Sequence[nn.Module]:
         return [*self.representation.encoder.stack.blocks, *self.flow.stack.blocks]

@@ -11,15 +11,21 @@ _EMBEDDING_STD = 0.02
 
 
 class VisionTokens(Protocol):
-    """``features (B, V, P, C)`` and ``language (B, d)`` to tokens ``(B, V, tokens, d)``."""
+    """``features (B, V, P, C)`` and ``language (B, d)`` to tokens ``(B, V, tokens, d)``.
+
+    Without ``language`` the tokens are those of the images alone.
+    """
 
     tokens: int
+    uses_language: bool
 
-    def __call__(self, features: Tensor, language: Tensor) -> Tensor: ...
+    def __call__(self, features: Tensor, language: Tensor | None) -> Tensor: ...
 
 
 class PatchTokens(nn.Module):
     """One token a patch; language reaches them through the sequence model alone."""
+
+    uses_language = False
 
     def __init__(self, d_model: int, *, cameras: int, patches: int, channels: int):
         super().__init__()
@@ -28,7 +34,7 @@ class PatchTokens(nn.Module):
         self.projection = nn.Linear(channels, d_model)
         self.position = nn.Parameter(torch.randn(cameras, patches, d_model) * _EMBEDDING_STD)
 
-    def forward(self, features: Tensor, language: Tensor) -> Tensor:
+    def forward(self, features: Tensor, language: Tensor | None) -> Tensor:
         projected: Tensor = self.projection(self.norm(features)) + self.position
         return projected
 
@@ -48,6 +54,8 @@ class KeypointTokens(nn.Module):
         hidden: channels of the features that keypoints look at.
         tokens: of a camera.
     """
+
+    uses_language = True
 
     def __init__(
         self,
@@ -83,12 +91,13 @@ class KeypointTokens(nn.Module):
         self.register_buffer("places", places, persistent=False)
         self.places: Tensor
 
-    def forward(self, features: Tensor, language: Tensor) -> Tensor:
+    def forward(self, features: Tensor, language: Tensor | None) -> Tensor:
         batch, cameras = features.shape[:2]
         normed = self.norm(features)
-        scale, shift = self.film(language).view(batch, cameras, 1, 2, -1).unbind(3)
         looked_at = torch.nn.functional.silu(normed @ self.features + self.position)
-        looked_at = looked_at * (1 + scale) + shift
+        if language is not None:
+            scale, shift = self.film(language).view(batch, cameras, 1, 2, -1).unbind(3)
+            looked_at = looked_at * (1 + scale) + shift
         attention = (looked_at @ self.scores).softmax(dim=2).transpose(2, 3)  # (B, V, M, P)
         # Places and features have different sizes: both near one, so that neither is drowned.
         keypoints = torch.cat([attention @ self.places, (attention @ normed) @ self.values], dim=-1)

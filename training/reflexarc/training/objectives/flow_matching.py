@@ -11,7 +11,7 @@ from torch import Tensor
 from reflexarc.policy.interface import Policy, Tensors
 from reflexarc.policy.layers.flow_matching import interpolate, sample_times, target_velocity
 from reflexarc.policy.layers.reductions import masked_mean
-from reflexarc.training.config_objectives import FlowMatchingConfig
+from reflexarc.training.config_objectives import ActionLossConfig
 from reflexarc.training.objective import Batch, Draws, Losses, Objective
 
 
@@ -27,6 +27,11 @@ class FlowMatchingPolicy(Protocol):
         """Logits ``(B, H)`` of "closed"."""
 
 
+def noisy_window(batch: Batch, draws: Draws) -> Tensors:
+    """The window with the drawn noise added to its state."""
+    return {**batch.window, "state": batch.window["state"] + draws["state_noise"]}
+
+
 class FlowMatchingObjective(Objective):
     """Masked MSE of the velocity plus masked BCE of the gripper.
 
@@ -38,7 +43,7 @@ class FlowMatchingObjective(Objective):
         gripper_index: the gripper's column in the action, None where there is none.
     """
 
-    def __init__(self, config: FlowMatchingConfig, gripper_index: int | None) -> None:
+    def __init__(self, config: ActionLossConfig, gripper_index: int | None) -> None:
         super().__init__()
         self.config = config
         self.gripper_index = gripper_index
@@ -60,9 +65,14 @@ class FlowMatchingObjective(Objective):
     def forward(self, policy: Policy, batch: Batch, draws: Draws) -> Losses:
         """``flow``, ``total`` and ``gripper`` where there is one; 0 without any valid step."""
         model = cast(FlowMatchingPolicy, policy)
+        context = model.encode(batch.task, noisy_window(batch, draws), batch.valid)
+        return self.of_context(model, context, batch, draws)
+
+    def of_context(
+        self, model: FlowMatchingPolicy, context: Tensors, batch: Batch, draws: Draws
+    ) -> Losses:
+        """The same losses where ``encode`` has been called already."""
         continuous, closed = self._split(batch.actions)
-        window = {**batch.window, "state": batch.window["state"] + draws["state_noise"]}
-        context = model.encode(batch.task, window, batch.valid)
         mask = batch.action_mask.float()
 
         repeats = self.config.draws_per_sample

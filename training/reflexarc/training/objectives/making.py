@@ -8,11 +8,13 @@ import torch
 from reflexarc.contract.errors import ConfigError
 from reflexarc.data.dataset import DatasetEpisode
 from reflexarc.policy.interface import Policy, Task
+from reflexarc.policy.statevla.token_layout import TokenLayout
 from reflexarc.training.config import Recipe
-from reflexarc.training.config_objectives import FlowMatchingConfig
+from reflexarc.training.config_objectives import FlowMatchingConfig, MaskedJEPAConfig
 from reflexarc.training.feature_store.embedding import embed_episode
 from reflexarc.training.objective import Objective
 from reflexarc.training.objectives.flow_matching import FlowMatchingObjective
+from reflexarc.training.objectives.masked_jepa import MaskedJEPAObjective
 from reflexarc.training.objectives.temporal_jepa import TemporalJEPAObjective
 from reflexarc.training.samples import derived_seed
 
@@ -29,10 +31,29 @@ def make_objective(recipe: Recipe, policy: Policy, episode: DatasetEpisode) -> O
     if isinstance(config, FlowMatchingConfig):
         gripper = policy.contract.action.gripper
         return FlowMatchingObjective(config, gripper.index if gripper else None)
+    if isinstance(config, MaskedJEPAConfig):
+        return _masked_jepa(config, recipe, policy)
     dimension = representation_dimension(policy, episode)
     torch.manual_seed(derived_seed(recipe.training.seed, "objective", 0))
     return TemporalJEPAObjective(
         config, z_dimension=dimension, action_dimension=policy.contract.action.dimension
+    )
+
+
+def _masked_jepa(config: MaskedJEPAConfig, recipe: Recipe, policy: Policy) -> Objective:
+    layout = getattr(policy, "token_layout", None)
+    if not isinstance(layout, TokenLayout):
+        raise ConfigError(
+            f"objective.name masked_jepa hides tokens of several modalities; the family "
+            f"{policy.family} does not say which of its tokens are which (`token_layout`)",
+            field="objective.name",
+        )
+    gripper = policy.contract.action.gripper
+    torch.manual_seed(derived_seed(recipe.training.seed, "objective", 0))
+    return MaskedJEPAObjective(
+        config,
+        layout=layout,
+        gripper_index=gripper.index if gripper else None,
     )
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Mapping
 from typing import Protocol, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reflexarc.contract.errors import ConfigError
@@ -17,6 +14,12 @@ from reflexarc.policy.layers.reductions import masked_mean
 from reflexarc.policy.layers.vicreg import column_deviation, vicreg_terms
 from reflexarc.training.config_objectives import TemporalJEPAConfig
 from reflexarc.training.objective import Batch, Draws, Losses, Objective
+from reflexarc.training.objectives.target_network import (
+    copied_representation,
+    ema_momentum,
+    move_target,
+    normed,
+)
 from reflexarc.training.objectives.temporal_predictor import TemporalPredictor
 
 
@@ -56,14 +59,7 @@ class TemporalJEPAObjective(Objective):
 
     def attach(self, policy: Policy) -> None:
         """Copy the policy's representation as the target; call it once, before the optimiser."""
-        representation = getattr(policy, "representation", None)
-        if not isinstance(representation, nn.Module):
-            raise ConfigError(
-                f"temporal_jepa trains a policy's module `representation`, which "
-                f"{type(policy).__name__} has not; use another objective",
-                field="objective.name",
-            )
-        self.target = copy.deepcopy(representation).requires_grad_(False).eval()
+        self.target = copied_representation(policy, "temporal_jepa")
 
     def train(self, mode: bool = True) -> TemporalJEPAObjective:
         """The target stays in evaluation mode: it is never trained."""
@@ -92,7 +88,7 @@ class TemporalJEPAObjective(Objective):
         predicted = self.predictor(z.flatten(1), actions.flatten(1)).float()
         target = self._target(batch.task, future, future_valid)
 
-        error = (_normed(predicted.view_as(z)) - target).square().mean((1, 2))
+        error = (normed(predicted.view_as(z)) - target).square().mean((1, 2))
         prediction = masked_mean(error, mask)
         variance, covariance = vicreg_terms(predicted, mask)
         weights = self.config
@@ -106,7 +102,7 @@ class TemporalJEPAObjective(Objective):
             "prediction": prediction,
             "variance": variance,
             "covariance": covariance,
-            "z_std": column_deviation(_normed(z.detach()).flatten(1)).mean(),
+            "z_std": column_deviation(normed(z.detach()).flatten(1)).mean(),
         }
         if not self.training:
             now = self._target(batch.task, batch.window, batch.valid)
@@ -129,20 +125,13 @@ class TemporalJEPAObjective(Objective):
 
     def after_optimizer_step(self, policy: Policy, step: int, total_steps: int) -> None:
         """Move the target towards the policy's representation; ``step`` counts from 0."""
-        target = self._attached()
         source = cast(RepresentationPolicy, policy).representation
-        momentum = ema_momentum(self.config, step, total_steps)
-        with torch.no_grad():
-            torch._foreach_lerp_(
-                list(target.parameters()), list(source.parameters()), 1.0 - momentum
-            )
-            for slow, fast in zip(target.buffers(), source.buffers(), strict=True):
-                slow.copy_(fast)  # running statistics are averages already
+        move_target(self._attached(), source, ema_momentum(self.config, step, total_steps))
 
     def _target(self, task: Tensors, window: Tensors, valid: Tensor) -> Tensor:
         """The target's normed z ``(B, K, d)``, cut off from every gradient."""
         with torch.no_grad():
-            return _normed(self._attached()(task, window, valid))
+            return normed(self._attached()(task, window, valid))
 
     def _attached(self) -> nn.Module:
         if self.target is None:
@@ -160,24 +149,3 @@ class TemporalJEPAObjective(Objective):
                 field="objective.horizon",
             )
         return future, valid, actions, mask
-
-
-def ema_momentum(config: TemporalJEPAConfig, step: int, total_steps: int) -> float:
-    """Momentum of the target after optimiser step ``step`` (from 0) of ``total_steps``.
-
-    A cosine from ``ema_start`` at the first step to ``ema_end`` at the last.
-    """
-    progress = min(1.0, step / max(1, total_steps - 1))
-    span = config.ema_end - config.ema_start
-    return config.ema_end - span * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def _normed(z: Tensor) -> Tensor:
-    """``z (B, K, d)`` with each token brought to mean 0 and variance 1, in fp32.
-
-    Both branches end in this norm. It has no weights: with the representation's own, the
-    prediction would be scaled by weights that are trained, the target by their slow average, and
-    applying them to z a second time would keep "no change" from being predicted as z itself.
-    Without it, the error could be lowered by shrinking z.
-    """
-    return F.layer_norm(z.float(), z.shape[-1:])

@@ -78,7 +78,7 @@ def load_predictor(
     try:
         tensors = safetensors.torch.load_file(path)
         own = _below(tensors, _PREDICTOR)
-        if not own:
+        if not own or "mask_token" in own:
             return None  # another objective's
         hidden, z_dimension = own["state.weight"].shape
         actions = own["action.weight"].shape[1]
