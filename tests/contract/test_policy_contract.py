@@ -46,7 +46,9 @@ def test_steps_of_a_camera() -> None:
 
 def test_libero_layouts() -> None:
     assert LIBERO_STATE_EEF.dimension == 8 and LIBERO_STATE_JOINT.dimension == 9
-    assert set(LIBERO_STATES) == {"eef3+axisangle3+fingers2", "joint7+fingers2"}
+    assert set(LIBERO_STATES) == {
+        "eef3+axisangle3+fingers2", "joint7+fingers2", "eef3+axisangle3+fingers2+joint7"
+    }  # fmt: skip
     action = libero_action(10)
     assert action.dimension == 7 and action.control_hz == 20
     assert action.gripper == Gripper(index=6, open=-1, closed=1)

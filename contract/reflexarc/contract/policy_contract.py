@@ -55,7 +55,7 @@ class StateSpec(FrozenModel):
 
     ``layout`` names the parts in order, each with its length: ``eef3+axisangle3+fingers2``
     (world-frame end-effector position in metres, axis-angle in radians, two finger joints in
-    metres) or ``joint7+fingers2``.
+    metres), ``joint7+fingers2``, or ``eef3+axisangle3+fingers2+joint7``.
     """
 
     layout: str
@@ -192,7 +192,13 @@ LIBERO_STATE_JOINT = StateSpec(
     layout="joint7+fingers2",
     names=(*(f"joint_{i}" for i in range(1, 8)), "finger_left", "finger_right"),
 )
-LIBERO_STATES = {spec.layout: spec for spec in (LIBERO_STATE_EEF, LIBERO_STATE_JOINT)}
+LIBERO_STATE_EEF_JOINT = StateSpec(
+    layout="eef3+axisangle3+fingers2+joint7",
+    names=(*LIBERO_STATE_EEF.names, *LIBERO_STATE_JOINT.names[:7]),
+)
+LIBERO_STATES = {
+    spec.layout: spec for spec in (LIBERO_STATE_EEF, LIBERO_STATE_JOINT, LIBERO_STATE_EEF_JOINT)
+}
 
 
 def libero_action(horizon: int) -> ActionSpec:

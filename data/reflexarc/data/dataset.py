@@ -93,7 +93,7 @@ class EpisodeDataset(Protocol):
         """Names of the cameras that every episode has."""
 
     def layout(self, wanted: str) -> str:
-        """The layout of its state: ``wanted`` of LIBERO's two, or its only one."""
+        """The layout of its state: ``wanted`` of LIBERO's, or its only one."""
 
     def subset(self, episodes: Sequence[DatasetEpisode]) -> EpisodeDataset:
         """The same data with these of its episodes alone."""

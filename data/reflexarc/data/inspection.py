@@ -162,7 +162,7 @@ def _problem(path: Path, demo: str, error: DatasetError) -> Problem:
 
 
 def _all_states(episode: Episode) -> FloatRows:
-    """``(T, 17)``: both layouts side by side, so that each of their keys is checked."""
+    """``(T, S)``: all layouts side by side, so that each of their keys is checked."""
     return np.concatenate([episode.states(layout) for layout in LIBERO_STATES], axis=1)
 
 
@@ -183,7 +183,7 @@ def _summarise(report: FileReport, usable: list[tuple[Episode, FloatRows, FloatR
     report.no_op_share = sum(no_ops(rows).sum() for _, rows, _ in usable) / len(actions)
     report.actions = _ranges(libero_action(1).names, actions)
     names = [name for spec in LIBERO_STATES.values() for name in spec.names]
-    # Both layouts end with the fingers: a name once.
+    # Layouts share parts: a name once.
     report.states = list({r.name: r for r in _ranges(names, states)}.values())
     report.remarks += _length_remarks(episodes) + _summary_remarks(report)
 

@@ -68,7 +68,7 @@ class LiberoDataset:
         return LiberoDataset([episode for episode in self.episodes if id(episode) in chosen])
 
     def state_spec(self, layout: str) -> StateSpec:
-        """The state in one of LIBERO's two layouts; DatasetError for another."""
+        """The state in one of LIBERO's layouts; DatasetError for another."""
         if layout not in LIBERO_STATES:
             raise DatasetError(
                 f"state layout {layout!r} is unknown; known: {', '.join(LIBERO_STATES)}",

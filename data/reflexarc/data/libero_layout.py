@@ -23,6 +23,12 @@ CAMERA_DATASETS = {"agentview": "obs/agentview_rgb", "eye_in_hand": "obs/eye_in_
 STATE_PARTS: Mapping[str, tuple[tuple[str, int], ...]] = {
     "eef3+axisangle3+fingers2": (("ee_pos", 3), ("ee_ori", 3), ("gripper_states", 2)),
     "joint7+fingers2": (("joint_states", 7), ("gripper_states", 2)),
+    "eef3+axisangle3+fingers2+joint7": (
+        ("ee_pos", 3),
+        ("ee_ori", 3),
+        ("gripper_states", 2),
+        ("joint_states", 7),
+    ),
 }
 # What h5py raises for files that are cut short, overwritten or of another format.
 _HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)

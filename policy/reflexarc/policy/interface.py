@@ -90,6 +90,10 @@ class Policy(nn.Module, ABC):
     config: PolicyConfig
     contract: PolicyContract
     sampling: SamplingSpec
+    embeds_clips: ClassVar[bool] = False
+    """Whether the frozen part sees the frames of a window together (video). Then the feature store
+    holds a row of :meth:`stored_clips` for every frame, of the clip that ends with it, and
+    ``encode`` sees one such row in the place of F frames."""
 
     @abstractmethod
     def embed_task(self, tasks: Sequence[Task]) -> Tensors:
@@ -104,12 +108,27 @@ class Policy(nn.Module, ABC):
         """Embed N new frames; rows ``(N, ...)`` are kept by the session, and cached in training.
 
         A frame is embedded once, and its row is part of every window that it falls into. An
-        encoder that mixes frames (video) keeps pixels as rows and runs in ``encode``.
+        encoder that mixes frames (video) keeps pixels as rows, and runs in :meth:`embed_clips`
+        where it is frozen, else in ``encode``.
 
         Args:
             frames: camera name to ``uint8 (N, H, W, 3)`` RGB as the contract states.
             task: rows of ``embed_task``, ``(N, ...)``.
         """
+
+    def embed_clips(self, clips: Tensors, valid: Tensor) -> Tensors:
+        """Where ``embeds_clips``: what the frozen part makes of N clips, rows ``(N, ...)``.
+
+        Args:
+            clips: rows of ``embed_frames`` ``(N, F, ...)``, oldest first, the oldest repeated
+                before an episode's first frame.
+            valid: ``bool (N, F)``, False where a frame is padding.
+        """
+        raise NotImplementedError(f"{type(self).__name__} embeds frames one by one")
+
+    def stored_clips(self, clips: Tensors, valid: Tensor) -> Tensors:
+        """What training stores of clips: :meth:`embed_clips`, and what else an objective wants."""
+        return self.embed_clips(clips, valid)
 
     @abstractmethod
     def encode(self, task: Tensors, window: Tensors, valid: Tensor) -> Tensors:
@@ -119,7 +138,8 @@ class Policy(nn.Module, ABC):
             task: rows ``(B, ...)`` of ``embed_task``.
             window: rows of ``embed_frames`` ``(B, F, ...)`` and ``"state" (B, P, S)`` normalised
                 float32, ``contract.history.stride`` steps apart, oldest first. Before an
-                episode's first row its oldest is repeated.
+                episode's first row its oldest is repeated. Where ``embeds_clips``, rows of
+                ``embed_clips`` ``(B, 1, ...)`` in the place of the frames'.
             valid: ``bool (B, T)``, False where a row is padding. Its last F columns are those of
                 the frames, its last P those of the states.
         """

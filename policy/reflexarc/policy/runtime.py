@@ -33,7 +33,7 @@ from reflexarc.policy.sessions import (
     plan,
     waves,
 )
-from reflexarc.policy.windows import join_rows, pad_window
+from reflexarc.policy.windows import join_rows, pad_window, with_clips
 
 _CACHED_TASKS = 256
 # Frames that are embedded in one pass: the whole window of a few decisions, but no more, because
@@ -203,6 +203,7 @@ class PolicyRuntime:
                 [row.frames for row in rows],
                 [row.states for row in rows],
             )
+            window = with_clips(self._policy, window, valid)
             context = self._policy.encode(join_rows([row.task for row in rows]), window, valid)
             # A policy that supports a prefix or guide alone need not know the other argument.
             known = {name: rows for name, rows in given.items() if rows is not None}

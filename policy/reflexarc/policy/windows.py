@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from reflexarc.contract.policy_contract import History
-from reflexarc.policy.interface import Tensors
+from reflexarc.policy.interface import Policy, Tensors
 
 
 def pad_window(
@@ -41,6 +41,15 @@ def pad_window(
     age = torch.arange(history.rows - 1, -1, -1) * history.stride
     valid = torch.tensor(steps)[:, None] >= age
     return window, valid.to(window["state"].device)
+
+
+def with_clips(policy: Policy, window: Tensors, valid: Tensor) -> Tensors:
+    """The window that ``policy.encode`` wants: with its frames embedded together, or as it is."""
+    if not policy.embeds_clips:
+        return window
+    frames = {name: rows for name, rows in window.items() if name != "state"}
+    clips = policy.embed_clips(frames, valid[:, -policy.contract.history.frames :])
+    return {**{name: rows.unsqueeze(1) for name, rows in clips.items()}, "state": window["state"]}
 
 
 def join_rows(rows: Sequence[Tensors]) -> Tensors:

@@ -56,17 +56,18 @@ class RawState:
 
     def vector(self, layout: str) -> FloatArray:
         """The state ``(S,)`` in one of the contract's layouts; SimulatorError for another."""
-        if layout == "eef3+axisangle3+fingers2":
-            parts = (self.eef_position, self.eef_axis_angle, self.finger_positions)
-        elif layout == "joint7+fingers2":
-            parts = (self.joint_positions, self.finger_positions, np.empty(0))
-        else:
+        pose = (self.eef_position, self.eef_axis_angle, self.finger_positions)
+        layouts: dict[str, tuple[FloatArray, ...]] = {
+            "eef3+axisangle3+fingers2": pose,
+            "joint7+fingers2": (self.joint_positions, self.finger_positions),
+            "eef3+axisangle3+fingers2+joint7": (*pose, self.joint_positions),
+        }
+        if layout not in layouts:
             raise SimulatorError(
-                f"LIBERO has no state layout {layout!r}; it offers 'eef3+axisangle3+fingers2' "
-                "and 'joint7+fingers2'",
+                f"LIBERO has no state layout {layout!r}; it offers {', '.join(layouts)}",
                 field="state",
             )
-        return np.concatenate(parts)
+        return np.concatenate(layouts[layout])
 
 
 @dataclass(frozen=True)
