@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -46,7 +45,6 @@ def probe(
 ) -> None:
     """Does the representation see? Linear probes, skill at foreseeing, collapse, a picture."""
     require("reflexarc checkpoint probe", "train", "torch", "h5py", "safetensors", "tqdm")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from rich.console import Console
 
     from reflexarc.policy.checkpoint import load_checkpoint

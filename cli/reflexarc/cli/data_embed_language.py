@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -66,12 +65,11 @@ def embed_language(
     tokens. The table is a folder of safetensors and JSON; it is written whole or not at all.
     """
     require("reflexarc data embed-language", "train", "torch", "safetensors", "transformers")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is first imported
     from rich.console import Console
 
     from reflexarc.policy.language import LanguageEmbeddings
     from reflexarc.policy.language_table import check_writable, write_table
-    from reflexarc.training.session import use_threads
+    from reflexarc.policy.threads import use_threads
 
     check_writable(output, overwrite=overwrite)
     texts = _gather(data or (), suite or (), instructions or ())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,7 +53,6 @@ def precompute(
     JSON; everything for people goes to standard error.
     """
     require("reflexarc data precompute", "train", "torch", "yaml", "safetensors", "tqdm")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is first imported
     from rich.console import Console
 
     from reflexarc.policy.devices import resolve_device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -34,11 +35,18 @@ from reflexarc.contract.errors import ReflexarcError
 
 app = typer.Typer(
     name="reflexarc",
-    help="Train robot policies, serve them as action chunks, evaluate them in LIBERO.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def before_any_command() -> None:
+    """Train robot policies, serve them as action chunks, evaluate them in LIBERO."""
+    # Read when torch is first imported, which every command does after this. Threads that spin
+    # while they wait for each other cost tenfold as soon as another process wants the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 # Importing a module of a group registers its commands there; the others register themselves here.

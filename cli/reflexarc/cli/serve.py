@@ -72,6 +72,19 @@ def serve(
             max=256,
         ),
     ] = None,
+    compile_mode: Annotated[
+        str,
+        typer.Option(
+            "--compile",
+            metavar="MODE",
+            help="Of a checkpoint: auto, off, or graph: CUDA graphs at batch sizes that are powers "
+            "of two. auto takes them on CUDA where the family can.",
+        ),
+    ] = "auto",
+    threads: Annotated[
+        int | None,
+        typer.Option(help="CPU threads of torch; all cores of this process by default.", min=1),
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -138,8 +151,9 @@ def serve(
     )
     if checkpoint is not None:
         source = _checkpoint(
-            checkpoint, policy, policy_config, contract, device, denoising_steps, max_batch
-        )
+            checkpoint, policy, policy_config, contract, device, denoising_steps, max_batch,
+            compile_mode, threads,
+        )  # fmt: skip
     else:
         source = _without_checkpoint(policy, policy_config, contract, device, denoising_steps)
     recorder = None if record is None else Recorder(record, limit_mb=record_limit_mb)
@@ -191,6 +205,8 @@ def _checkpoint(
     device: str,
     denoising_steps: int | None,
     max_batch: int | None,
+    compile_mode: str,
+    threads: int | None,
 ) -> PolicySource:
     for option, given in (("--policy-config", policy_config), ("--contract", contract)):
         if given is not None:
@@ -198,8 +214,10 @@ def _checkpoint(
                 f"{option} does not go with --ckpt: a checkpoint holds its own", field=option
             )
     require("serve-policy --ckpt", "server", "safetensors", "torch")
+    from reflexarc.policy.threads import use_threads
     from reflexarc.server.sources import checkpoint_source
 
+    use_threads(threads)
     return checkpoint_source(
         checkpoint,
         policy=policy,
@@ -207,6 +225,7 @@ def _checkpoint(
         device=device,
         denoising_steps=denoising_steps,
         max_batch=max_batch,
+        compile_mode=compile_mode,
     )
 
 

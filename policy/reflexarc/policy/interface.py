@@ -90,6 +90,9 @@ class Policy(nn.Module, ABC):
     config: PolicyConfig
     contract: PolicyContract
     sampling: SamplingSpec
+    graph_safe: ClassVar[bool] = False
+    """Whether ``embed_frames``, ``encode`` and ``sample_actions`` run the same kernels whatever the
+    values of their arguments, and never wait for the device: then CUDA graphs may hold them."""
     embeds_clips: ClassVar[bool] = False
     """Whether the frozen part sees the frames of a window together (video). Then the feature store
     holds a row of :meth:`stored_clips` for every frame, of the clip that ends with it, and

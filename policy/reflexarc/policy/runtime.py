@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,7 +21,9 @@ from reflexarc.contract.errors import InferenceError
 from reflexarc.contract.observation_check import refuse_unsupported
 from reflexarc.policy.checkpoint import LoadedPolicy
 from reflexarc.policy.clock import Clock
-from reflexarc.policy.interface import Task, Tensors
+from reflexarc.policy.decision_inputs import DecisionInputs
+from reflexarc.policy.decisions import CompileMode, make_decisions
+from reflexarc.policy.interface import Tensors
 from reflexarc.policy.sessions import (
     Decision,
     SessionStore,
@@ -33,9 +32,8 @@ from reflexarc.policy.sessions import (
     plan,
     waves,
 )
-from reflexarc.policy.windows import join_rows, pad_window, with_clips
+from reflexarc.policy.windows import join_rows, pad_window
 
-_CACHED_TASKS = 256
 # Frames that are embedded in one pass: the whole window of a few decisions, but no more, because
 # activations of an image encoder take some megabytes a frame.
 _FRAMES_AT_ONCE = 64
@@ -69,12 +67,17 @@ class PolicyRuntime:
         *,
         denoising_steps: int | None = None,
         sessions: SessionStore | None = None,
+        compile_mode: CompileMode = "auto",
     ):
-        """``denoising_steps`` replaces the policy's own where a request names none."""
+        """``denoising_steps`` replaces the policy's own where a request names none.
+
+        Raises ConfigError for a ``compile_mode`` that the policy's device has not.
+        """
         self._policy = loaded.policy
         self._processor = loaded.processor
+        self._inputs = DecisionInputs(loaded.policy, loaded.processor)
+        self._decisions = make_decisions(loaded.policy, compile_mode)
         self._default_steps = denoising_steps or loaded.policy.sampling.default_steps
-        self._tasks: OrderedDict[str | None, Tensors] = OrderedDict()
         self.sessions = sessions if sessions is not None else SessionStore()
 
     @property
@@ -134,7 +137,7 @@ class PolicyRuntime:
         """What a decision needs; raises what is wrong with it, and changes no session."""
         decision = plan(self.contract, observation, self.sessions.get(observation.session_id))
         with torch.inference_mode():
-            return _Row(index, decision, self._task_row(decision))
+            return _Row(index, decision, self._inputs.task_row(decision))
 
     def _decide(self, rows: list[_Row]) -> Iterator[list[Outcome]]:
         """Embed the frames of all, then sample group by group."""
@@ -159,8 +162,8 @@ class PolicyRuntime:
         """Frames and states of all rows, in place. The sessions move on here."""
         decisions = [row.decision for row in rows]
         with clock.span("preprocess_ms"):
-            new_frames = self._new_frames(decisions)
-            states = self._states(decisions)
+            new_frames = self._inputs.new_frames(decisions)
+            states = self._inputs.states(decisions)
         with clock.span("device_ms"):
             embedded = self._embed_frames(rows, new_frames)
             frames = frames_by_step(decisions, embedded, keep=self.contract.needs_session)
@@ -179,7 +182,7 @@ class PolicyRuntime:
             part = slice(start, start + _FRAMES_AT_ONCE)
             images = {name: frames[part] for name, frames in new_frames.items()}
             parts.append(
-                self._policy.embed_frames(images, {name: r[part] for name, r in task.items()})
+                self._decisions.embed_frames(images, {name: r[part] for name, r in task.items()})
             )
         return parts[0] if len(parts) == 1 else join_rows(parts)
 
@@ -191,10 +194,10 @@ class PolicyRuntime:
             for observation in observations
         ]
         with clock.span("preprocess_ms"):
-            noise = self._noise(seeds)
             given = {
-                "prefix": self._normalized([o.action_prefix for o in observations]),
-                "guide": self._normalized([o.action_guide for o in observations]),
+                "noise": self._inputs.noise(seeds),
+                "prefix": self._inputs.normalized([o.action_prefix for o in observations]),
+                "guide": self._inputs.normalized([o.action_guide for o in observations]),
             }
         with clock.span("device_ms"):
             window, valid = pad_window(
@@ -203,11 +206,13 @@ class PolicyRuntime:
                 [row.frames for row in rows],
                 [row.states for row in rows],
             )
-            window = with_clips(self._policy, window, valid)
-            context = self._policy.encode(join_rows([row.task for row in rows]), window, valid)
-            # A policy that supports a prefix or guide alone need not know the other argument.
-            known = {name: rows for name, rows in given.items() if rows is not None}
-            actions = self._policy.sample_actions(context, noise, steps=steps, **known)
+            actions = self._decisions.sample(
+                join_rows([row.task for row in rows]),
+                window,
+                valid,
+                steps,
+                {name: rows for name, rows in given.items() if rows is not None},
+            )
         with clock.span("postprocess_ms"):
             # Before the clip to the limits, which would make an infinite action a full one.
             finite = torch.isfinite(actions).flatten(1).all(dim=1).tolist()
@@ -234,59 +239,6 @@ class PolicyRuntime:
                 )
             )
         return part
-
-    def _new_frames(self, decisions: list[Decision]) -> Tensors:
-        """Images of all decisions that have no row yet, ``uint8 (N, H, W, 3)``, oldest first."""
-        new = [decision.images[step] for decision in decisions for step in sorted(decision.images)]
-        images = {
-            name: np.stack([images[name] for images in new]) for name in self.contract.camera_names
-        }
-        device = self._policy.device
-        return {name: rows.to(device) for name, rows in self._processor.frames(images).items()}
-
-    def _states(self, decisions: list[Decision]) -> list[dict[int, Tensor]]:
-        """For each decision the normalised states ``(S,)`` by step, those that are held too."""
-        device = self._policy.device
-        new = [decision.states[step] for decision in decisions for step in sorted(decision.states)]
-        rows = iter(self._processor.normalize_state(np.stack(new)).to(device))
-        return [
-            {**decision.held.states, **{step: next(rows) for step in sorted(decision.states)}}
-            for decision in decisions
-        ]
-
-    def _task_row(self, decision: Decision) -> Tensors:
-        """One row, from the session or, without goal image, from where it was seen lately."""
-        if decision.held.task is not None:
-            return decision.held.task
-        instruction, goal = decision.observation.instruction, decision.observation.goal_image
-        if goal is not None:
-            rows = {name: image[None] for name, image in goal.items()}
-            images = {n: rows[0].to(self._policy.device)
-                      for n, rows in self._processor.frames(rows).items()}  # fmt: skip
-            return self._policy.embed_task([Task(instruction=instruction, goal_image=images)])
-        if instruction in self._tasks:
-            self._tasks.move_to_end(instruction)
-            return self._tasks[instruction]
-        row = self._policy.embed_task([Task(instruction=instruction)])
-        self._tasks[instruction] = row
-        if len(self._tasks) > _CACHED_TASKS:
-            self._tasks.popitem(last=False)
-        return row
-
-    def _noise(self, seeds: Sequence[int]) -> Tensor | None:
-        shape = self._policy.sampling.noise_shape
-        if shape is None:
-            return None
-        # Always drawn on the CPU, so that a seed means the same chunk on every device.
-        rows = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
-        return torch.stack(rows).to(self._policy.device)
-
-    def _normalized(self, actions: list[npt.NDArray[Any] | None]) -> Tensor | None:
-        """Robot actions of one length ``(B, N, D)``, normalised; None where there are none."""
-        rows = [row for row in actions if row is not None]
-        if not rows:
-            return None
-        return self._processor.normalize_actions(np.stack(rows)).to(self._policy.device)
 
     def _check_prefix(self, observation: Observation) -> None:
         sampling = self._policy.sampling

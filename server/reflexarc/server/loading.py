@@ -15,6 +15,7 @@ from reflexarc.contract.errors import CheckpointError, UnknownInstructionError
 
 if TYPE_CHECKING:
     from reflexarc.policy.checkpoint import LoadedPolicy
+    from reflexarc.policy.decisions import CompileMode
     from reflexarc.policy.interface import Policy
 
 logger = logging.getLogger(__name__)
@@ -55,10 +56,13 @@ class CheckpointPolicy:
         *,
         denoising_steps: int | None = None,
         max_batch: int | None = None,
+        compile_mode: CompileMode = "auto",
     ) -> None:
         from reflexarc.policy.runtime import PolicyRuntime
 
-        self._runtime = PolicyRuntime(loaded, denoising_steps=denoising_steps)
+        self._runtime = PolicyRuntime(
+            loaded, denoising_steps=denoising_steps, compile_mode=compile_mode
+        )
         self._action_std = loaded.statistics.action.std
         self._known_instruction = known_instruction(loaded.policy)
         on_cpu = loaded.policy.device.type == "cpu"
@@ -80,6 +84,7 @@ class CheckpointPolicy:
         *,
         denoising_steps: int | None = None,
         max_batch: int | None = None,
+        compile_mode: CompileMode = "auto",
     ) -> CheckpointPolicy:
         """Load and place on ``device``; raises what ``load_checkpoint`` raises."""
         from reflexarc.policy.checkpoint import load_checkpoint
@@ -92,7 +97,12 @@ class CheckpointPolicy:
                 loaded.directory,
                 loaded.directory,
             )
-        return cls(loaded, denoising_steps=denoising_steps, max_batch=max_batch)
+        return cls(
+            loaded,
+            denoising_steps=denoising_steps,
+            max_batch=max_batch,
+            compile_mode=compile_mode,
+        )
 
     @property
     def contract(self) -> PolicyContract:

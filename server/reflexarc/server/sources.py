@@ -52,22 +52,26 @@ def checkpoint_source(
     device: str = "auto",
     denoising_steps: int | None = None,
     max_batch: int | None = None,
+    compile_mode: str = "auto",
 ) -> PolicySource:
     """A checkpoint's folder, verified.
 
     Args:
+        compile_mode: how it computes; see ``reflexarc.policy.decisions``.
         policy: the class of the checkpoint's family, as ``module:Class`` or an entry point's
             name, for a family that this process does not know by itself.
         search: a directory whose modules ``policy`` may name, beside installed ones.
 
     Raises CheckpointError, or ConfigError where class and checkpoint do not belong together.
     """
+    from reflexarc.policy.decisions import check_mode
     from reflexarc.policy.devices import resolve_device
     from reflexarc.server.loading import CheckpointPolicy, verify_checkpoint
 
     family = None if policy is None else _register_family(policy, search)
     contract = verify_checkpoint(directory, family)
     resolved = str(resolve_device(device))
+    mode = check_mode(compile_mode, resolved)
     return PolicySource(
         str(directory),
         contract,
@@ -77,6 +81,7 @@ def checkpoint_source(
             resolved,
             denoising_steps=denoising_steps,
             max_batch=max_batch,
+            compile_mode=mode,
         ),
         resolved,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable
 from contextlib import closing
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 
 from reflexarc.contract.errors import ConfigError
+from reflexarc.policy.threads import usable_cores
 from reflexarc.training.config import Recipe
 from reflexarc.training.distributed import Engine
 from reflexarc.training.distributed.launch import threads_of_each
@@ -197,8 +197,7 @@ def use_threads(count: int | None) -> int:
     The processes of one run on this machine share the cores.
     """
     if count is None:
-        cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
-        count = threads_of_each(len(cores) if cores else os.cpu_count() or 1)
+        count = threads_of_each(usable_cores())
     torch.set_num_threads(count)
     return count
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 TimeDensity = Literal["beta", "uniform"]
 Velocity = Callable[[Tensor, Tensor], Tensor]
+StepVelocity = Callable[[Tensor, int], Tensor]
 _MAX_GUIDANCE = 5.0
 
 # Beta(1.5, 1) · 0.999 + 0.001: more weight on the noisy half, and never exactly 0. Mean 0.600.
@@ -61,17 +62,40 @@ def euler_sample(
             The data is drawn towards them, less and less (real-time chunking's soft mask). Needs
             a velocity of tensors that autograd may keep: :func:`for_autograd`.
     """
+
+    def at_step(x: Tensor, step: int) -> Tensor:
+        time = euler_time(step, steps)
+        return velocity(x, torch.full((len(x),), time, dtype=x.dtype, device=x.device))
+
+    return euler_path(at_step, noise, steps, prefix, guide)
+
+
+def euler_path(
+    velocity: StepVelocity,
+    noise: Tensor,
+    steps: int,
+    prefix: Tensor | None = None,
+    guide: Tensor | None = None,
+) -> Tensor:
+    """``euler_sample`` with a velocity of ``(x_t (B, H, ...), step)``.
+
+    For a network whose embeddings of the ``steps`` times are made at once, before the first step.
+    """
     if guide is not None and guide.shape[1]:
-        velocity = _guided(velocity, guide, 0 if prefix is None else prefix.shape[1])
+        velocity = _guided(velocity, guide, steps, 0 if prefix is None else prefix.shape[1])
     x = noise
     for step in range(steps):
-        time = 1.0 - step / steps
         if prefix is not None:
+            time = euler_time(step, steps)
             known = time * noise[:, : prefix.shape[1]] + (1.0 - time) * prefix
             x = torch.cat([known, x[:, prefix.shape[1] :]], dim=1)
-        t = torch.full((len(x),), time, dtype=x.dtype, device=x.device)
-        x = x - velocity(x, t) / steps
+        x = x - velocity(x, step) / steps
     return x if prefix is None else torch.cat([prefix, x[:, prefix.shape[1] :]], dim=1)
+
+
+def euler_time(step: int, steps: int) -> float:
+    """The time at which a step begins: 1 for the first."""
+    return 1.0 - step / steps
 
 
 def soft_mask(guide: int) -> Tensor:
@@ -86,7 +110,7 @@ def for_autograd(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
-def _guided(velocity: Velocity, guide: Tensor, first: int) -> Velocity:
+def _guided(velocity: StepVelocity, guide: Tensor, steps: int, first: int) -> StepVelocity:
     """``velocity``, corrected so that rows from ``first`` on come near ``guide``.
 
     Pseudo-inverse guidance (Song et al. 2023) as in "Real-Time Execution of Action Chunking Flow
@@ -97,11 +121,11 @@ def _guided(velocity: Velocity, guide: Tensor, first: int) -> Velocity:
     weights = soft_mask(guide.shape[1]).to(guide)
     weights = weights.view(-1, *(1,) * (guide.ndim - 2))
 
-    def corrected(x: Tensor, t: Tensor) -> Tensor:
-        time = float(t[0])
+    def corrected(x: Tensor, step: int) -> Tensor:
+        time = euler_time(step, steps)
         with torch.inference_mode(False), torch.enable_grad():
             start = x.clone().requires_grad_()
-            moving = velocity(start, t.clone())
+            moving = velocity(start, step)
             data = start - time * moving
             error = torch.zeros_like(data)
             error[:, rows] = (guide - data[:, rows]).detach() * weights

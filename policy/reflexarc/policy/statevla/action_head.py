@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from reflexarc.policy.layers.flow_matching import TimeEmbedding
+from reflexarc.policy.layers.flow_matching import (
+    TimeEmbedding,
+    euler_path,
+    euler_time,
+    for_autograd,
+)
 from reflexarc.policy.layers.mamba import MambaStack
 from reflexarc.policy.statevla.config import StateVLAConfig
 
@@ -33,8 +38,40 @@ class FlowMatchingHead(nn.Module):
 
     def forward(self, z: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """``z (B, K, d)``, ``x_t (B, H, A)``, ``t (B,)`` to the velocity ``(B, H, A)``."""
-        time = self.time(self.time_embedding(t))[:, None]
-        tokens = torch.cat([time, self.context(z), self.action_in(x_t)], dim=1)
+        return self._velocity(self.context(z), x_t, self._embed(t))
+
+    def sample(
+        self,
+        z: Tensor,
+        noise: Tensor,
+        steps: int,
+        prefix: Tensor | None = None,
+        guide: Tensor | None = None,
+    ) -> Tensor:
+        """Motion ``(B, H, A)`` from noise of that shape; arguments as ``euler_sample`` has them.
+
+        What does not depend on ``x_t`` is computed once for all steps.
+        """
+        times = [euler_time(step, steps) for step in range(steps)]
+        once = {
+            "context": self.context(z),
+            "times": self._embed(torch.tensor(times, dtype=noise.dtype, device=noise.device)),
+        }
+        if guide is not None:
+            once = for_autograd(once)
+
+        def velocity(x: Tensor, step: int) -> Tensor:
+            return self._velocity(once["context"], x, once["times"][step].expand(len(x), -1))
+
+        return euler_path(velocity, noise, steps, prefix, guide)
+
+    def _embed(self, t: Tensor) -> Tensor:
+        """``t (N,)`` to ``(N, d)``."""
+        embedded: Tensor = self.time(self.time_embedding(t))
+        return embedded
+
+    def _velocity(self, context: Tensor, x_t: Tensor, time: Tensor) -> Tensor:
+        tokens = torch.cat([time[:, None], context, self.action_in(x_t)], dim=1)
         outputs = self.stack(tokens + self.position)
         velocity: Tensor = self.action_out(outputs[:, -x_t.shape[1] :].contiguous())
         return velocity

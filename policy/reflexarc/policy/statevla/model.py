@@ -24,7 +24,6 @@ from reflexarc.policy.interface import (
     Tensors,
 )
 from reflexarc.policy.language import LanguageEmbeddings
-from reflexarc.policy.layers.flow_matching import euler_sample, for_autograd
 from reflexarc.policy.statevla.action_head import FlowMatchingHead, GripperHead
 from reflexarc.policy.statevla.config import StateVLAConfig
 from reflexarc.policy.statevla.encoder import Encoder, Representation, Tokenizer
@@ -40,6 +39,7 @@ class StateVLA(Policy):
     family = "statevla"
     config_class = StateVLAConfig
     config: StateVLAConfig
+    graph_safe = True
 
     def __init__(
         self, config: StateVLAConfig, contract: PolicyContract, language: LanguageEmbeddings
@@ -153,8 +153,7 @@ class StateVLA(Policy):
         start = noise * self.config.noise_scale
         known = None if prefix is None else self._motion(prefix)
         near = None if guide is None else self._motion(guide)
-        seen = context if guide is None else for_autograd(context)
-        motion = euler_sample(lambda x, t: self.velocity(seen, x, t), start, steps, known, near)
+        motion = self.flow.sample(context["z"], start, steps, known, near)
         gripper = self.contract.action.gripper
         if gripper is None:
             return motion

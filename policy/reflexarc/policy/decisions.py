@@ -1,0 +1,85 @@
+"""The two calls of a decision that compute: embed new frames, and turn a window into actions.
+
+Eagerly, or on CUDA as graphs (:mod:`reflexarc.policy.cuda_graphs`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol, get_args
+
+from torch import Tensor
+
+from reflexarc.contract.errors import ConfigError
+from reflexarc.policy.interface import Policy, Tensors
+from reflexarc.policy.windows import with_clips
+
+CompileMode = Literal["auto", "off", "graph"]
+"""``graph``: CUDA graphs. ``auto``: those, for a policy whose family says that it can, on CUDA."""
+
+
+class Decisions(Protocol):
+    """Called in inference mode, by one thread at a time."""
+
+    def embed_frames(self, frames: Tensors, task: Tensors) -> Tensors:
+        """As ``Policy.embed_frames``."""
+
+    def sample(
+        self, task: Tensors, window: Tensors, valid: Tensor, steps: int, given: Tensors
+    ) -> Tensor:
+        """Normalised actions ``(B, H, D)``.
+
+        Args:
+            task, window, valid: as ``Policy.encode`` has them, but clips not embedded yet.
+            steps: of denoising.
+            given: what there is of ``noise``, ``prefix`` and ``guide``.
+        """
+
+
+class EagerDecisions:
+    """Operation by operation."""
+
+    def __init__(self, policy: Policy):
+        self._policy = policy
+
+    def embed_frames(self, frames: Tensors, task: Tensors) -> Tensors:
+        return self._policy.embed_frames(frames, task)
+
+    def sample(
+        self, task: Tensors, window: Tensors, valid: Tensor, steps: int, given: Tensors
+    ) -> Tensor:
+        context = self._policy.encode(task, with_clips(self._policy, window, valid), valid)
+        # A policy that supports a prefix or guide alone need not know the other argument.
+        known = {name: rows for name, rows in given.items() if name != "noise"}
+        noise = given.get("noise")
+        return self._policy.sample_actions(context, noise, steps=steps, **known)
+
+
+def check_mode(mode: str, device: str) -> CompileMode:
+    """The mode, if a device such as ``cuda:0`` has it. Raises ConfigError."""
+    for known in get_args(CompileMode):
+        if mode == known and (mode != "graph" or device.startswith("cuda")):
+            checked: CompileMode = known
+            return checked
+    if mode == "graph":
+        raise ConfigError(
+            f"--compile graph needs a CUDA device, the policy is on {device}; use --compile auto",
+            field="compile",
+        )
+    raise ConfigError(
+        f"--compile must be one of {', '.join(get_args(CompileMode))}, got {mode!r}",
+        field="compile",
+    )
+
+
+def make_decisions(policy: Policy, mode: CompileMode = "auto") -> Decisions:
+    """How a policy computes on its device.
+
+    Raises ConfigError for another mode, and for graphs on a device that has none.
+    """
+    check_mode(mode, str(policy.device))
+    wanted = mode == "graph" or (mode == "auto" and policy.graph_safe)
+    if not wanted or policy.device.type != "cuda":
+        return EagerDecisions(policy)
+    from reflexarc.policy.cuda_graphs import graphed_decisions
+
+    return graphed_decisions(policy)
