@@ -10,14 +10,18 @@ files in the page cache: so many samples a second one core prepares. Prints mark
 - ``features, mapped``: rows of the store out of the memory map; as many bytes.
 - ``batch, mapped``: the whole batch of the trainer: float32 features, states, actions, masks.
 - ``memcpy, float32``: the bytes of that batch's features.
-- ``HDF5``, ``h264``, ``AV1``: the frames of two cameras, 256 px, uint8.
+- ``HDF5``, ``h264``, ``AV1``: frames of two cameras, 256 px, uint8, out of the files: a batch at
+  once (``reflexarc.data.frames.read_frames``), in ``…, one by one`` a sample at a time.
+- ``decoded frames, mapped``: the same pixels, decoded once into a memory map beforehand, as the
+  feature store keeps them for policies that train on pixels. Nothing is decoded here: it says what
+  shuffled training costs, not what reading a video costs.
 - ``lerobot h264``, ``lerobot AV1``: the same samples of the same files by lerobot's dataset class,
-  in an environment of its own. Its default decoder, torchcodec, needs FFmpeg's shared libraries on
-  the library path; without them that way is skipped, and ``pyav`` remains.
+  in an environment of its own (REFLEXARC_LEROBOT_ENV, or made anew under ``.conformance``). Its
+  default decoder, torchcodec, needs FFmpeg's shared libraries on the library path; without them
+  that way is skipped, and ``pyav`` remains.
 
-In order, a reader is asked for a batch of consecutive frames at once, as ``reflexarc data
-precompute`` does, and lerobot's class for one sample after another, as its loaders do; shuffled,
-both are asked for one sample after another. The stall is the share of a step of the demo recipe
+lerobot's class has no call for a batch: its loaders ask for one sample after another, and so does
+this. The stall is the share of a step of the demo recipe
 that the trainer's clock (``time/data``) measures as waiting for the batch.
 """
 
@@ -33,7 +37,16 @@ from typing import Any
 import numpy as np
 import torch
 from common import OUTPUTS, describe_machine, write_json
-from loading_ways import Ways, add_features, add_lerobot, add_readers, make_demonstrations
+from loading_ways import (
+    DECODED,
+    ONE_BY_ONE,
+    Ways,
+    add_decoded,
+    add_features,
+    add_lerobot,
+    add_readers,
+    make_demonstrations,
+)
 
 from reflexarc.data.generated import GeneratedSettings, write_generated
 from reflexarc.policy.memory import keep_freed_memory
@@ -68,7 +81,12 @@ def ratio(found: dict[str, list[float]], one: str, two: str) -> str:
 def comparisons(names: list[str]) -> list[tuple[str, str]]:
     pairs = [("features, mapped", "memcpy"), ("batch, mapped", "memcpy, float32"),
              ("batch, mapped", "memcpy")]  # fmt: skip
-    pairs += [(n.split()[1], n) for n in names if n.startswith("lerobot ")]
+    for name in names:
+        if name.startswith("lerobot "):
+            codec = name.split()[1]
+            pairs += [(codec, name), (f"{codec}{ONE_BY_ONE}", name)]
+            if "torchcodec" in name:
+                pairs.append((DECODED, name))
     return pairs
 
 
@@ -121,6 +139,7 @@ def main() -> None:
         add_features(ways, folder, options.rows, options.batch)
         data = make_demonstrations(folder)
         add_readers(ways, data, options.frames)
+        add_decoded(ways, data, options.frames, folder)
         skipped = ["lerobot's dataset class: not asked for"]
         if options.lerobot:
             skipped = add_lerobot(ways, data, options.frames, folder)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 from common import ROOT
 
-from reflexarc.data.dataset import DatasetEpisode
+from reflexarc.data.frames import Place, read_frames
 from reflexarc.data.generated import GeneratedSettings, write_generated
 from reflexarc.data.lerobot import open_lerobot
 from reflexarc.data.lerobot.encoding import Codec
@@ -25,8 +27,11 @@ from reflexarc.training.feature_store.dtypes import as_rows
 from reflexarc.training.samples import BatchSource, SampleTable
 
 LEROBOT = "lerobot==0.4.4"
-ENVIRONMENT = ROOT / ".conformance" / LEROBOT.replace("==", "-")
+ENVIRONMENT = Path(
+    os.environ.get("REFLEXARC_LEROBOT_ENV", ROOT / ".conformance" / LEROBOT.replace("==", "-"))
+)
 CAMERAS = ("agentview", "eye_in_hand")
+ONE_BY_ONE, DECODED = ", one by one", "decoded frames, mapped"
 ROW_SHAPE = (2, 196, 112)  # EfficientNet-Lite0, two cameras, not pooled: 86 KiB in half precision
 Seconds = Callable[[np.ndarray[Any, np.dtype[np.int64]]], float]
 """Reads the samples at some indices; returns the CPU seconds that it took."""
@@ -125,23 +130,33 @@ def make_demonstrations(folder: Path) -> dict[str, Path]:
 def add_readers(ways: Ways, data: dict[str, Path], batch: int) -> None:
     for name, path in data.items():
         dataset = open_libero([path]) if name == "HDF5" else open_lerobot(path)
-        ways.add(name, *reader(list(dataset.episodes), batch))
+        places = [(e, frame) for e in dataset.episodes for frame in range(len(e.image_steps))]
+        ways.add(name, len(places), batch, partial(read_batch, places))
+        ways.add(f"{name}{ONE_BY_ONE}", len(places), batch, partial(read_one_by_one, places))
 
 
-def reader(episodes: list[DatasetEpisode], batch: int) -> tuple[int, int, Seconds]:
+def read_batch(places: list[Place], indices: Any) -> float:
+    wanted = [places[i] for i in indices]
+    return timed(lambda: [read_frames(wanted, camera) for camera in CAMERAS])
+
+
+def read_one_by_one(places: list[Place], indices: Any) -> float:
+    wanted = [places[i] for i in indices]
+    return timed(lambda: [e.images(camera, [f]) for e, f in wanted for camera in CAMERAS])
+
+
+def add_decoded(ways: Ways, data: dict[str, Path], batch: int, folder: Path) -> None:
+    """Frames that were decoded once into memory-mapped pixels, as the feature store keeps them
+    for policies that train on pixels. No decoding is measured here."""
+    episodes = open_lerobot(data["h264"]).episodes
     places = [(e, frame) for e in episodes for frame in range(len(e.image_steps))]
-
-    def read(indices: Any) -> float:
-        consecutive = bool((np.diff(indices) == 1).all())
-        runs: list[tuple[DatasetEpisode, list[int]]] = []
-        for episode, frame in (places[i] for i in indices):
-            if consecutive and runs and runs[-1][0] is episode:
-                runs[-1][1].append(frame)
-            else:
-                runs.append((episode, [frame]))
-        return timed(lambda: [e.images(c, frames) for e, frames in runs for c in CAMERAS])
-
-    return len(places), batch, read
+    frames = np.stack([read_frames(places, camera) for camera in CAMERAS], axis=1)
+    np.save(folder / "frames.npy", frames)
+    mapped = as_rows(np.load(folder / "frames.npy", mmap_mode="r"))
+    ways.add(
+        DECODED, len(places), batch,
+        lambda indices: timed(lambda: mapped.index_select(0, torch.from_numpy(indices))),
+    )  # fmt: skip
 
 
 def lerobot_python() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping as AnyMapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ class LeRobotEpisode:
         if span is None:
             pixels = self._embedded(feature, steps)
         else:
-            times = (span.start + self.times()[steps]).tolist()
+            times = (span.start + self._since_first[steps]).tolist()
             pixels = DECODERS.frames(span.path, times, self.tolerance)
         if pixels.shape[1:] != (height, width, 3):
             raise DatasetError(
@@ -136,6 +137,10 @@ class LeRobotEpisode:
                 field="expert_actions",
             )
         return self._rows(self.libero.expert)
+
+    @cached_property
+    def _since_first(self) -> FloatRows:
+        return self.times()  # asked for with every image
 
     def times(self) -> FloatRows:
         """``float64 (T,)`` seconds since the first row. DatasetError where they do not increase."""

@@ -8,9 +8,9 @@ first ask for the next ones. Who reads one frame after another is decoded withou
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -18,9 +18,9 @@ from typing import Any
 import av
 import numpy as np
 import numpy.typing as npt
-from av.video.reformatter import VideoReformatter
 
 from reflexarc.contract.errors import DatasetError
+from reflexarc.data.lerobot.wanted_frames import Colours, WantedFrames
 
 TOLERANCE = 1e-3
 """Seconds that a frame may lie from the time asked for. Containers round to 1 ms at most."""
@@ -33,6 +33,8 @@ _UNKNOWN_GROUP = 10.0
 _SOON = 1.0
 """Who asks for a frame at most so many seconds after the last one probably goes on so."""
 _BELOW_HALF = 0.499
+_SKIP_BY_PACKET = ("h264", "hevc")
+"""Decoders that can be told with every packet to skip it if no other frame refers to it."""
 
 
 class VideoDecoder:
@@ -47,11 +49,12 @@ class VideoDecoder:
             raise broken_video(path, error) from error
         self._decoder: Any = self._stream.codec_context
         self._decoder.thread_count = 1  # workers share the cores
+        self._skips = self._decoder.name in _SKIP_BY_PACKET
         self._time_base = float(self._stream.time_base)
         self._first = (self._stream.start_time or 0) * self._time_base
         self._period = 1.0 / float(self._stream.average_rate or 1e-3)
-        self._colours = _Colours()
-        self._fed = False
+        self._colours = Colours()
+        self._fed, self._begin = False, 0.0  # whether, and from what time on, it has decoded
         self._recent: deque[tuple[float, Any]] = deque(maxlen=_KEPT_FRAMES)
         self._packets: Iterator[Any] = iter(())
         self._at: float | None = None  # time of the last packet decoded, None: must seek
@@ -81,7 +84,7 @@ class VideoDecoder:
                 return self._read(times, tolerance)
 
     def _read(self, times: Sequence[float], tolerance: float) -> npt.NDArray[np.uint8]:
-        wanted = _Wanted(times, tolerance, self._colours)
+        wanted = WantedFrames(times, tolerance, self._colours)
         try:
             for at, frame in tuple(self._recent):
                 wanted.place(at, frame)
@@ -93,7 +96,7 @@ class VideoDecoder:
             while (time := wanted.next()) is not None:
                 goes_on = self._asked < time <= self._asked + _SOON
                 if not self._reaches(time, tolerance):
-                    self._seek(time)
+                    self._seek(time, tolerance)
                 self._asked = self._decode(wanted, tolerance)
                 self._output(wanted, drain=not goes_on)
         except BaseException as error:
@@ -107,16 +110,28 @@ class VideoDecoder:
         """Whether reading on leads to ``time`` and is no dearer than a seek."""
         return self._at is not None and self._at + tolerance < time <= self._at + self._group
 
-    def _seek(self, time: float) -> None:
+    def _seek(self, time: float, tolerance: float) -> None:
+        """Go to the last keyframe that is shown at ``time`` or before."""
         self._recent.clear()
         self._inside.clear()
         self._fed = False
         self._keyframe = self._at = None
         offset = max(0, round((time + self._first) / self._time_base))
-        self._container.seek(offset, stream=self._stream, backward=True, any_frame=False)
-        self._packets = self._container.demux(self._stream)
+        before: int | None = None
+        while True:
+            self._container.seek(offset, stream=self._stream, backward=True, any_frame=False)
+            packets = self._container.demux(self._stream)
+            packet = next(packets, None)
+            self._packets = packets if packet is None else chain([packet], packets)
+            at = None if packet is None or not packet.size else self._time(packet)
+            if packet is None or at is None or at <= time + tolerance or packet.dts is None:
+                return
+            # Frames shown before a keyframe may stand after it and refer to the group before.
+            if before is not None and packet.dts >= before:
+                return
+            offset, before = packet.dts - 1, packet.dts
 
-    def _decode(self, wanted: _Wanted, tolerance: float) -> float:
+    def _decode(self, wanted: WantedFrames, tolerance: float) -> float:
         """Decode what wanted frames need, until all are decoded or the next asks for a seek.
 
         Returns the last time whose frame was decoded.
@@ -141,39 +156,40 @@ class VideoDecoder:
             pending.append((at, packet))
             nearest = min(nearest, at, key=lambda known: abs(known - time))
             if abs(at - time) <= tolerance:
-                self._feed(pending, wanted)
+                self._feed(pending, time, wanted)
                 pending.clear()
                 done, nearest = time, float("inf")
             elif packet.dts is not None and self._seconds(packet.dts) > time + tolerance:
                 raise self._no_frame(time, nearest, tolerance)
         return done
 
-    def _feed(self, packets: list[tuple[float, Any]], wanted: _Wanted) -> None:
-        """Decode packets; those that nothing refers to only if they are wanted."""
+    def _feed(self, packets: list[tuple[float, Any]], until: float, wanted: WantedFrames) -> None:
+        """Decode packets; those shown before ``until`` that nothing refers to, if wanted."""
         for at, packet in packets:
-            is_wanted = wanted.note_decoded(at)
-            self._decoder.skip_frame = "DEFAULT" if is_wanted else "NONREF"
-            if is_wanted:
-                self._inside.add(at)
+            if not self._fed:
+                self._begin = at
+            elif at < self._begin:
+                continue  # it refers to the group before, which was left out
             self._fed = True
-            self._keep(self._decoder.decode(packet), wanted)
-        self._at = max(at for at, _ in packets)
+            if not wanted.note_decoded(at) and at < until and self._skips:
+                self._decoder.skip_frame = "NONREF"
+                self._keep(self._decoder.decode(packet), wanted)
+                self._decoder.skip_frame = "DEFAULT"
+            else:
+                self._inside.add(at)
+                self._keep(self._decoder.decode(packet), wanted)
+            self._at = at if self._at is None else max(self._at, at)
 
-    def _output(self, wanted: _Wanted, *, drain: bool) -> None:
+    def _output(self, wanted: WantedFrames, *, drain: bool) -> None:
         """Get the frames that were decoded and that the decoder still holds back."""
         while not drain and wanted.held_back:
             packet = next(self._packets, None)
             if packet is None or not packet.size:
                 break
             at = self._time(packet)
-            if at is not None:
-                self._inside.add(at)
-                self._at = at if self._at is None else max(self._at, at)
-                if packet.is_keyframe:
-                    self._note_keyframe(at)
-            self._decoder.skip_frame = "DEFAULT"
-            self._fed = True
-            self._keep(self._decoder.decode(packet), wanted)
+            if at is not None and packet.is_keyframe:
+                self._note_keyframe(at)
+            self._feed([(self._begin if at is None else at, packet)], 0.0, wanted)
         if wanted.held_back or drain:
             self._drain(wanted)
             self._at = None
@@ -184,7 +200,7 @@ class VideoDecoder:
                 "copy it again"
             )
 
-    def _drain(self, wanted: _Wanted) -> None:
+    def _drain(self, wanted: WantedFrames) -> None:
         if not self._fed:
             return
         self._fed = False
@@ -192,7 +208,7 @@ class VideoDecoder:
         self._inside.clear()
         self._decoder.flush_buffers()
 
-    def _keep(self, frames: Sequence[Any], wanted: _Wanted) -> None:
+    def _keep(self, frames: Sequence[Any], wanted: WantedFrames) -> None:
         for frame in frames:
             at = self._time(frame)
             if at is not None:
@@ -219,89 +235,6 @@ class VideoDecoder:
             f"{self.path} has no frame within {tolerance * 1000:g} ms of {time:.4f} s: {where};"
             " the video is cut short, or its frames are not at the timestamps of the data"
         )
-
-
-class _Colours:
-    """Turns decoded frames into RGB.
-
-    One for all frames of a file: a frame's own ``to_ndarray`` sets up the conversion anew.
-    """
-
-    def __init__(self) -> None:
-        self._reformatter = VideoReformatter()
-        self._options: dict[str, Any] = {"format": "rgb24", "threads": 1}
-
-    def of(self, frame: Any) -> npt.NDArray[np.uint8]:
-        """``uint8 (H, W, 3)``."""
-        try:
-            converted = self._reformatter.reformat(frame, **self._options)
-        except TypeError:  # an older PyAV, which knows no threads here
-            del self._options["threads"]
-            converted = self._reformatter.reformat(frame, **self._options)
-        return np.asarray(converted.to_ndarray(), dtype=np.uint8)
-
-
-class _Wanted:
-    """The frames of one request.
-
-    Attributes:
-        decoded: times whose packet went into the decoder.
-        placed: time to how far the frame lies that was put into its rows.
-    """
-
-    def __init__(self, times: Sequence[float], tolerance: float, colours: _Colours) -> None:
-        self._rows: dict[float, list[int]] = {}
-        for row, time in enumerate(times):
-            self._rows.setdefault(time, []).append(row)
-        self._times = sorted(self._rows)
-        self._count, self._tolerance, self._colours = len(times), tolerance, colours
-        self._images: npt.NDArray[np.uint8] | None = None
-        self._first = 0
-        self.decoded: set[float] = set()
-        self.placed: dict[float, float] = {}
-
-    @property
-    def held_back(self) -> set[float]:
-        return self.decoded - self.placed.keys()
-
-    def next(self) -> float | None:
-        """The first time whose packet was not decoded yet."""
-        while self._first < len(self._times) and self._times[self._first] in self.decoded:
-            self._first += 1
-        return self._times[self._first] if self._first < len(self._times) else None
-
-    def note_decoded(self, at: float) -> bool:
-        """Whether a packet at this time is wanted."""
-        near = self._near(at)
-        self.decoded.update(near)
-        return bool(near)
-
-    def place(self, at: float, frame: Any) -> None:
-        """Convert a frame into its rows, if it is the nearest so far."""
-        for time in self._near(at):
-            distance = abs(at - time)
-            if distance < self.placed.get(time, float("inf")):
-                self._put(self._rows[time], self._colours.of(frame))
-                self.placed[time] = distance
-
-    def images(self) -> npt.NDArray[np.uint8]:
-        assert self._images is not None
-        return self._images
-
-    def _put(self, rows: list[int], image: npt.NDArray[np.uint8]) -> None:
-        if self._images is None:
-            self._images = np.empty((self._count, *image.shape), dtype=np.uint8)
-        for row in rows:
-            self._images[row] = image  # ValueError where a file changes its size
-
-    def _near(self, at: float) -> list[float]:
-        start = bisect_left(self._times, at - self._tolerance)
-        found = []
-        for time in self._times[start:]:
-            if time > at + self._tolerance:
-                break
-            found.append(time)
-        return found
 
 
 def broken_video(path: Path, error: BaseException, where: str = "") -> DatasetError:
