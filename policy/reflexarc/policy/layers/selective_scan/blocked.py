@@ -11,17 +11,18 @@ innermost, which keeps every elementwise loop long.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Values of one scratch buffer on the CPU: 2 MiB of fp32: the three buffers of the
-# backward pass stay in a level-2 cache of a few MiB.
-CPU_BUFFER_VALUES = 1 << 19
+# Values of one scratch buffer on the CPU: 1 MiB of fp32, so that the three buffers of the
+# backward pass stay in a processor's cache; half and twice of it are as fast.
+CPU_BUFFER_VALUES = 1 << 18
 # Rows are taken together until a step holds this many values, which hides the cost of a call.
 CPU_STEP_VALUES = 1 << 15
 # An accelerator has no such cache; there only the peak of memory is bounded.
@@ -49,6 +50,16 @@ def _scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     return _forward(u, delta, A, B, C, checkpoints=None)
 
 
+class _Scratch(NamedTuple):
+    """``values (steps, rows, state, channels)``, and a view of each step.
+
+    The views are made once and serve all blocks: making one costs as much as a small product.
+    """
+
+    values: Tensor
+    each: tuple[Tensor, ...]
+
+
 class _Blocks:
     """How rows and steps are cut, and the scratch that the blocks share."""
 
@@ -63,6 +74,7 @@ class _Blocks:
         self.steps = max(4, min(self.length, budget // (self.rows * row)))
         self._scratch = [u.new_empty(self.steps * self.rows * row) for _ in range(buffers)]
         self._inner = (state, channels)
+        self._shaped: dict[int, list[_Scratch]] = {}
 
     @property
     def count(self) -> int:
@@ -78,10 +90,13 @@ class _Blocks:
             for start in range(0, self.length, self.steps)
         ]
 
-    def scratch(self, steps: slice, rows: slice) -> list[Tensor]:
-        shape = (steps.stop - steps.start, rows.stop - rows.start, *self._inner)
-        size = shape[0] * shape[1] * shape[2] * shape[3]
-        return [buffer[:size].view(shape) for buffer in self._scratch]
+    def scratch(self, steps: slice, rows: slice) -> list[_Scratch]:
+        count, number = steps.stop - steps.start, rows.stop - rows.start
+        if number not in self._shaped:
+            shape = (self.steps, number, *self._inner)
+            buffers = [buffer[: math.prod(shape)].view(shape) for buffer in self._scratch]
+            self._shaped[number] = [_Scratch(buffer, buffer.unbind(0)) for buffer in buffers]
+        return [_Scratch(s.values[:count], s.each[:count]) for s in self._shaped[number]]
 
 
 def _time_major(tensor: Tensor, rows: slice) -> Tensor:
@@ -100,7 +115,7 @@ def _contract_state(vectors: Tensor, states: Tensor) -> Tensor:
 
 
 def _states(
-    decay: Tensor, states: Tensor, delta: Tensor, du: Tensor, At: Tensor, B: Tensor,
+    decay: _Scratch, states: _Scratch, delta: Tensor, du: Tensor, At: Tensor, B: Tensor,
     carry: Tensor | None,
 ) -> None:  # fmt: skip
     """Fill ``decay`` with exp(delta·A) and ``states`` with h of one block, in place.
@@ -108,12 +123,11 @@ def _states(
     ``delta`` and ``du = delta·u`` are ``(steps, rows, channels)``, ``B`` ``(steps, rows, state)``,
     ``At`` ``(state, channels)``, ``carry`` the state before the block or None at the start.
     """
-    torch.mul(delta.unsqueeze(2), At, out=decay)
-    decay.exp_()
-    torch.mul(du.unsqueeze(2), B.unsqueeze(3), out=states)
-    # unbind, not indexing: views are made once instead of at every step.
+    torch.mul(delta.unsqueeze(2), At, out=decay.values)
+    decay.values.exp_()
+    torch.mul(du.unsqueeze(2), B.unsqueeze(3), out=states.values)
     previous = carry
-    for a, h in zip(decay.unbind(0), states.unbind(0), strict=True):
+    for a, h in zip(decay.each, states.each, strict=True):
         if previous is not None:
             h.addcmul_(a, previous)
         previous = h
@@ -134,11 +148,11 @@ def _forward(
         for index, steps in enumerate(blocks.step_blocks()):
             decay, states = blocks.scratch(steps, rows)
             _states(decay, states, delta_r[steps], du[steps], At, B_r[steps], carry)
-            _set(y, rows, steps, _contract_state(C_r[steps], states))
+            _set(y, rows, steps, _contract_state(C_r[steps], states.values))
             if checkpoints is None:
-                carry = carry_buffer[: rows.stop - rows.start].copy_(states[-1])
+                carry = carry_buffer[: rows.stop - rows.start].copy_(states.each[-1])
             else:
-                carry = checkpoints[index, rows].copy_(states[-1])
+                carry = checkpoints[index, rows].copy_(states.each[-1])
     return y
 
 
@@ -171,20 +185,20 @@ class _SelectiveScan(torch.autograd.Function):
                 carry = checkpoints[index - 1, rows] if index else None
                 _states(decay, states, delta_r[steps], du[steps], At, B_r[steps], carry)
                 gy = gy_r[steps]
-                _set(grad_C, rows, steps, _contract_channels(gy, states))
-                torch.mul(gy.unsqueeze(2), C_r[steps].unsqueeze(3), out=grads)
+                _set(grad_C, rows, steps, _contract_channels(gy, states.values))
+                torch.mul(gy.unsqueeze(2), C_r[steps].unsqueeze(3), out=grads.values)
                 from_later = _propagate(decay, grads, from_later)
-                _set(grad_B, rows, steps, _contract_channels(du[steps], grads))
-                grad_du = _contract_state(B_r[steps], grads)
+                _set(grad_B, rows, steps, _contract_channels(du[steps], grads.values))
+                grad_du = _contract_state(B_r[steps], grads.values)
                 _set(grad_u, rows, steps, grad_du * delta_r[steps])
                 # Gradient at the exponent: dL/dh ⊙ decay ⊙ h of the step before.
-                exponent = grads.mul_(decay)
-                exponent[1:].mul_(states[:-1])
+                exponent = grads.values.mul_(decay.values)
+                exponent[1:].mul_(states.values[:-1])
                 if carry is None:
                     exponent[0].zero_()
                 else:
                     exponent[0].mul_(carry)
-                through_A = torch.mul(exponent, At, out=decay).sum(2)
+                through_A = torch.mul(exponent, At, out=decay.values).sum(2)
                 _set(grad_delta, rows, steps, through_A.addcmul_(grad_du, u_r[steps]))
                 grad_At += exponent.mul_(delta_r[steps].unsqueeze(2)).sum((0, 1))
         return grad_u, grad_delta, grad_At.t(), grad_B, grad_C
@@ -195,14 +209,13 @@ def _set(target: Tensor, rows: slice, steps: slice, value: Tensor) -> None:
     target[rows, steps] = value.transpose(0, 1)
 
 
-def _propagate(decay: Tensor, grads: Tensor, from_later: Tensor | None) -> Tensor:
+def _propagate(decay: _Scratch, grads: _Scratch, from_later: Tensor | None) -> Tensor:
     """Turn dL/dy·C into dL/dh, in place, from the last step to the first.
 
     Returns what the block before receives: decay ⊙ dL/dh of this block's first step.
     """
-    decays, gradients = decay.unbind(0), grads.unbind(0)
     if from_later is not None:
-        gradients[-1].add_(from_later)
-    for t in range(len(gradients) - 2, -1, -1):
-        gradients[t].addcmul_(decays[t + 1], gradients[t + 1])
-    return decays[0] * gradients[0]
+        grads.each[-1].add_(from_later)
+    for t in range(len(grads.each) - 2, -1, -1):
+        grads.each[t].addcmul_(decay.each[t + 1], grads.each[t + 1])
+    return decay.each[0] * grads.each[0]
