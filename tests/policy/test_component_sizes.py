@@ -13,6 +13,8 @@ from reflexarc.policy.layers.mamba import Mamba, MambaStack
 from reflexarc.policy.statevla.action_head import FlowMatchingHead, GripperHead
 from reflexarc.policy.statevla.config import StateVLAConfig
 from reflexarc.policy.statevla.encoder import Encoder
+from reflexarc.policy.statevla.token_layout import TokenLayout
+from reflexarc.training.objectives.masked_predictor import MaskedPredictor
 from reflexarc.training.objectives.temporal_predictor import TemporalPredictor
 
 PUBLISHED = StateVLAConfig()
@@ -47,6 +49,18 @@ def test_the_context_encoder() -> None:
     assert size(encoder.stack) == 12 * (437_760 + WIDTH) + WIDTH == 5_256_448
     assert millions(encoder.stack) == 5.26
     assert size(encoder) - size(encoder.stack) == LINEAR + 2 * WIDTH == 66_304
+
+
+def test_the_masked_predictor() -> None:
+    """256 -> 192, six blocks and a norm, 192 -> 256, a mask token; positions are no weights."""
+    layout = TokenLayout(("agentview", "eye_in_hand"), 196, (14, 14), latent_tokens=1, d_model=256)
+    predictor = MaskedPredictor(layout)
+    block = size(Mamba(192)) + 192
+    assert size(Mamba(192)) == 251_520
+    ends = 256 * 192 + 192 + 192 * 256 + 256
+    assert size(predictor) == ends + 6 * block + 192 + 192 + 5 * 192 == 1_610_368
+    assert millions(predictor) == 1.61
+    assert predictor.positions.shape == (395, 192)
 
 
 def test_the_temporal_predictor() -> None:

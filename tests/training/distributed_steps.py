@@ -18,16 +18,23 @@ from tiny_statevla import ACTION_DIMENSION, Z_DIMENSION, random_source, tiny_sta
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from reflexarc.policy.statevla.config import KeypointsConfig
 from reflexarc.policy.statevla.model import StateVLA
 from reflexarc.training.config import OptimizerConfig
-from reflexarc.training.config_objectives import FlowMatchingConfig, TemporalJEPAConfig
+from reflexarc.training.config_objectives import (
+    FlowMatchingConfig,
+    MaskedJEPAConfig,
+    TemporalJEPAConfig,
+)
 from reflexarc.training.objective import Batch, Draws, Losses, Objective
 from reflexarc.training.objectives.flow_matching import FlowMatchingObjective
+from reflexarc.training.objectives.masked_jepa import MaskedJEPAObjective
 from reflexarc.training.objectives.temporal_jepa import TemporalJEPAObjective
 from reflexarc.training.optimization import make_optimizer
 from reflexarc.training.samples import BatchSource
 
 STEPS, FUTURE = 3, 2
+KEYPOINTS = KeypointsConfig(number=4, hidden=8, tokens=2)
 # The second rank has fewer rows, and of those fewer that are real.
 ROWS_OF_RANK = {1: [(0, 12)], 2: [(0, 7), (7, 12)]}
 FUTURE_IS_REAL = torch.tensor([1, 1, 1, 1, 1, 1, 0, 0, 0, 1, 0, 1], dtype=torch.bool)
@@ -47,9 +54,17 @@ class OneForward(nn.Module):
 
 
 def build(name: str) -> OneForward:
-    policy = tiny_statevla()
+    # With keypoints a hidden instruction changes the images' tokens too.
+    policy = tiny_statevla(KEYPOINTS if name == "masked_jepa" else None)
     if name == "flow_matching":
         return OneForward(policy, FlowMatchingObjective(FlowMatchingConfig(), gripper_index=6))
+    if name == "masked_jepa":
+        config = MaskedJEPAConfig(
+            ema_start=0.5, predictor_layers=1, predictor_width=16, state_noise=0.02
+        )
+        masked = MaskedJEPAObjective(config, layout=policy.token_layout, gripper_index=6)
+        masked.attach(policy)
+        return OneForward(policy, masked)
     objective = TemporalJEPAObjective(
         TemporalJEPAConfig(horizon=FUTURE, ema_start=0.5, predictor_hidden=32, state_noise=0.02),
         z_dimension=Z_DIMENSION,
@@ -119,7 +134,7 @@ def main() -> None:
             world_size=world,
             timeout=timedelta(seconds=600),
         )
-    for name in ("flow_matching", "temporal_jepa"):
+    for name in ("flow_matching", "temporal_jepa", "masked_jepa"):
         save_file(train(name, rank, world), folder / f"{name}_{rank}_of_{world}.safetensors")
     if world > 1:
         dist.destroy_process_group()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 Runs = dict[str, dict[str, Tensor]]
 SCRIPT = Path(__file__).with_name("distributed_steps.py")
-OBJECTIVES = ("flow_matching", "temporal_jepa")
+OBJECTIVES = ("flow_matching", "temporal_jepa", "masked_jepa")
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +80,9 @@ def test_both_ranks_hold_the_same_weights_and_target_to_the_last_bit(runs: Runs)
     assert largest_difference(runs["0_of_2"], runs["1_of_2"], "weight") == 0
 
 
-def test_the_target_moved(folder: Path) -> None:
-    seen = load_file(folder / "temporal_jepa_0_of_2.safetensors")
+@pytest.mark.parametrize("name", ["temporal_jepa", "masked_jepa"])
+def test_the_target_moved(folder: Path, name: str) -> None:
+    seen = load_file(folder / f"{name}_0_of_2.safetensors")
     names = [n for n in seen if n.startswith("weight/1/objective.target.")]
     assert names
     assert any(not torch.equal(seen[n], seen[n.replace("/1/", "/0/")]) for n in names)

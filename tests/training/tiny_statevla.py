@@ -12,14 +12,14 @@ from reflexarc.contract import PolicyContract
 from reflexarc.contract.policy_contract import LIBERO_STATE_EEF, libero_action, libero_cameras
 from reflexarc.policy.backbones.vision import VisionBackboneConfig
 from reflexarc.policy.language import LanguageEmbeddings
-from reflexarc.policy.statevla.config import StateVLAConfig
+from reflexarc.policy.statevla.config import KeypointsConfig, StateVLAConfig
 from reflexarc.policy.statevla.model import StateVLA
 from reflexarc.training.samples import BatchSource, FutureTable, SampleTable
 
 HORIZON, LANGUAGE, Z_DIMENSION, ACTION_DIMENSION = 5, 16, 2 * 16, 7
 
 
-def tiny_statevla() -> StateVLA:
+def tiny_statevla(keypoints: KeypointsConfig | None = None) -> StateVLA:
     """Two cameras of 64 pixels, chunks of ``HORIZON`` actions; the same weights at every call."""
     torch.manual_seed(0)
     contract = PolicyContract(
@@ -33,6 +33,7 @@ def tiny_statevla() -> StateVLA:
         encoder_layers=2,
         latent_tokens=2,
         vision=VisionBackboneConfig(name="tiny_random", pool=2),
+        keypoints=keypoints,
         language_dimension=LANGUAGE,
         state_hidden=16,
         policy_layers=1,
