@@ -108,6 +108,11 @@ def test_flow_matching(generated: Path, tmp_path: Path) -> None:
     assert total[-1] < 0.45 * total[0]  # it learns, whatever the curve
 
 
+def test_masked_jepa(generated: Path, tmp_path: Path) -> None:
+    name = "debug_statevla_masked"
+    compare(name, train(recipe(name, generated), tmp_path / "run"))
+
+
 def test_two_stages(generated: Path, tmp_path: Path) -> None:
     name = "debug_statevla_temporal"
     first = train(recipe(name, generated, stage=1), tmp_path / "one")
