@@ -145,12 +145,12 @@ class Episode:
         key = CAMERA_DATASETS[camera]
         with open_hdf5(self.path) as file:
             dataset = require_dataset(file, self.path, self.demo, key)
-            if len(unique) and unique[-1] - unique[0] + 1 == len(unique):
-                rows = slice(int(unique[0]), int(unique[-1]) + 1)
-                pixels = read_dataset(dataset, self.path, self.demo, key, rows)
-            else:
-                pixels = read_dataset(dataset, self.path, self.demo, key, unique)
-        return np.asarray(pixels, dtype=np.uint8)[inverse]
+            # Run by run: h5py's selection of scattered rows takes longer than reading them.
+            runs = np.split(unique, np.flatnonzero(np.diff(unique) > 1) + 1)
+            rows = [slice(int(r[0]), int(r[-1]) + 1) if len(r) else slice(0) for r in runs]
+            parts = [read_dataset(dataset, self.path, self.demo, key, part) for part in rows]
+        pixels = np.asarray(np.concatenate(parts) if len(parts) > 1 else parts[0], dtype=np.uint8)
+        return pixels if np.array_equal(unique, indices) else pixels[inverse]
 
     def _rows(self, key: str, first: int, width: int) -> FloatRows:
         with open_hdf5(self.path) as file:

@@ -94,11 +94,12 @@ class VideoDecoder:
             if wanted.held_back:
                 self._output(wanted, drain=False)
             while (time := wanted.next()) is not None:
-                goes_on = self._asked < time <= self._asked + _SOON
+                goes_on = self._asked < time <= self._asked + min(_SOON, self._group)
                 if not self._reaches(time, tolerance):
                     self._seek(time, tolerance)
                 self._asked = self._decode(wanted, tolerance)
-                self._output(wanted, drain=not goes_on)
+                elsewhere = wanted.next() is not None
+                self._output(wanted, drain=elsewhere or not goes_on)
         except BaseException as error:
             self._at = None
             if isinstance(error, AV_ERRORS):
