@@ -271,5 +271,5 @@ def test_a_run_of_one_process_cannot_be_divided(monkeypatch: pytest.MonkeyPatch)
     assert join_processes("ddp", "cpu").world == 1
     with pytest.raises(ConfigError, match="torchrun"):
         join_processes("fsdp2", "cpu")
-    with pytest.raises(ConfigError, match="auto, ddp, fsdp2, zero2"):
+    with pytest.raises(ConfigError, match="auto, ddp, fsdp2, zero2, deepspeed"):
         join_processes("zero3", "cpu")

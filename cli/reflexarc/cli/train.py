@@ -70,8 +70,12 @@ def train(
     ] = None,
     engine: Annotated[
         str,
-        typer.Option(help="Of several processes: auto, ddp, fsdp2 or zero2."),
+        typer.Option(help="Of several processes: auto, ddp, fsdp2, zero2 or deepspeed."),
     ] = "auto",
+    deepspeed_config: Annotated[
+        Path | None,
+        typer.Option(help="JSON file for --engine deepspeed, instead of the packaged one."),
+    ] = None,
 ) -> None:
     """Train a policy; the last and the best checkpoint stand in the run's folder."""
     require("reflexarc train", "train", "torch", "h5py", "yaml", "safetensors", "tqdm")
@@ -81,7 +85,7 @@ def train(
     from rich.console import Console
 
     from reflexarc.policy.memory import keep_freed_memory
-    from reflexarc.training.distributed.launch import join_processes
+    from reflexarc.training.distributed.launch import check_recipe, join_processes
     from reflexarc.training.recipe_files import load_recipe
     from reflexarc.training.report import plan_table, summary_table
     from reflexarc.training.run_folder import RunFolder, exclusive
@@ -99,10 +103,11 @@ def train(
     if resume and fresh:
         raise ConfigError("give --resume or --fresh, not both")
     keep_freed_memory()
-    processes = join_processes(engine, device)
+    processes = join_processes(engine, device, deepspeed_config=deepspeed_config)
     use_threads(threads)
     console = Console(quiet=not processes.is_first)
     loaded = load_recipe(recipe, set_ or [], stage=stage, from_scratch=from_scratch)
+    check_recipe(processes, loaded)
     if data:
         paths = tuple(path.absolute() for path in data)
         changed = loaded.data.model_copy(update={"paths": paths})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 
 import torch
@@ -41,10 +41,15 @@ class GradientNorms:
         each = self._whole(torch.stack(norms))
         total = torch.linalg.vector_norm(each)
         nn.utils.clip_grads_with_norm_([p for _, p in held], limit or math.inf, total)
-        found = {"gradient_norm": total}
-        start = 0
-        for group, members in groupby(held, key=lambda item: item[0]):
-            stop = start + len(list(members))
-            found[f"gradient_norm/{group}"] = torch.linalg.vector_norm(each[start:stop])
-            start = stop
-        return found
+        return norms_of_groups([group for group, _ in held], each)
+
+
+def norms_of_groups(groups: Sequence[str], each: Tensor) -> dict[str, Tensor]:
+    """``gradient_norm`` and ``gradient_norm/<group>`` of parameters ``(P,)`` in ``groups``."""
+    found = {"gradient_norm": torch.linalg.vector_norm(each)}
+    start = 0
+    for group, members in groupby(groups):
+        stop = start + len(list(members))
+        found[f"gradient_norm/{group}"] = torch.linalg.vector_norm(each[start:stop])
+        start = stop
+    return found

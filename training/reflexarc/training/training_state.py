@@ -62,7 +62,7 @@ def training_tensors(
     """A copy of every tensor of the state by name, on the CPU of the first process."""
     # A parameter that no loss has reached yet has no moments; on resuming it must have them.
     _make_moments(optimizer)
-    return engine.gathered(_collect(modules, optimizer, averaged))
+    return engine.gathered(_collect(modules, optimizer, averaged, engine))
 
 
 def write_training_state(
@@ -97,7 +97,7 @@ def load_training_state(
             f"{checkpoint} cannot be resumed, its {TRAINING_STATE} is not readable: {error}"
         ) from error
     _make_moments(optimizer)
-    wanted = _collect(modules, optimizer, averaged)
+    wanted = _collect(modules, optimizer, averaged, engine)
     if wanted.keys() != tensors.keys():
         differing = sorted(wanted.keys() ^ tensors.keys())
         raise CheckpointError(
@@ -112,11 +112,15 @@ def load_training_state(
                     f"{tuple(target.shape)}"
                 )
             engine.put(target, tensors[name])
+        engine.put_moments(optimizer, trained_parameters(modules), tensors)
     return progress
 
 
 def _collect(
-    modules: TrainedModules, optimizer: torch.optim.Optimizer, averaged: AveragedWeights | None
+    modules: TrainedModules,
+    optimizer: torch.optim.Optimizer,
+    averaged: AveragedWeights | None,
+    engine: Engine,
 ) -> dict[str, Tensor]:
     """Every tensor of the state by name, the live ones, so that loading copies into them."""
     # All weights but the backbones' that the checkpoint names: trained, frozen in this stage, and
@@ -127,9 +131,7 @@ def _collect(
         for name, value in modules.state_dict().items()
         if not name.startswith(backbones)
     }
-    for name, parameter in trained_parameters(modules).items():
-        for moment, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{moment}/{name}"] = value
+    tensors |= engine.moments(optimizer, trained_parameters(modules))
     for name, value in (averaged.values if averaged else {}).items():
         tensors[f"average/{name}"] = value
     return tensors

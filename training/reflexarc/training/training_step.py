@@ -8,10 +8,9 @@ from torch import Tensor
 from reflexarc.training.activation_checkpointing import checkpoint_activations
 from reflexarc.training.config import Recipe
 from reflexarc.training.distributed.engine import Engine, TrainedModules
-from reflexarc.training.gradient_norms import GradientNorms
 from reflexarc.training.loader import BatchLoader
 from reflexarc.training.objective import Batch, Draws, Losses
-from reflexarc.training.optimization import AveragedWeights, make_optimizer, trained_parameters
+from reflexarc.training.optimization import AveragedWeights, make_optimizer
 from reflexarc.training.precision import Precision
 from reflexarc.training.samples import BatchSource, seeded_generator
 from reflexarc.training.schedule import learning_rate_factor
@@ -41,14 +40,16 @@ class TrainingStep:
         self.total_steps = self.loop.steps or (self.loop.epochs or 0) * self.order.steps_per_epoch
         if self.loop.activation_checkpointing:
             checkpoint_activations(modules.policy)
-        self._forward = engine.wrap(modules, modules.policy.blocks())
+        forward = engine.wrap(modules, modules.policy.blocks())
         scales = {f"policy.{path}": f for path, f in recipe.learning_rate_scale.items()}
         self.optimizer = make_optimizer(modules, recipe.optimizer, scales)
         decay = self.loop.ema_decay
         self.averaged = None if decay is None else AveragedWeights(modules.policy, decay)
         self.precision = Precision(self.loop.precision, engine.device)
         self.clock = StepClock(engine.device)
-        self._norms = GradientNorms(trained_parameters(modules), engine.whole)
+        self._weights = engine.weight_update(
+            modules, forward, self.optimizer, self.precision, recipe.optimizer.gradient_clip
+        )
         self.loader = BatchLoader(
             source,
             self._wanted,
@@ -72,11 +73,10 @@ class TrainingStep:
             self.clock.mark("data")
             seed_generators(self.loop.seed, step, part=number, rank=self.engine.rank)
             with self.engine.passing(last=number == len(shares) - 1):
-                with self.precision.autocast():
-                    losses = self._forward(batch, drawn)
+                losses = self._weights.losses(batch, drawn)
                 self.clock.mark("forward")
                 total = losses["total"]
-                self.precision.backward(total if len(shares) == 1 else total * weight)
+                self._weights.backward(total if len(shares) == 1 else total * weight)
             self.clock.mark("backward")
             passes.append(losses)
         norms = self._update(step)
@@ -90,14 +90,12 @@ class TrainingStep:
 
     def _update(self, step: int) -> dict[str, Tensor]:
         """From gradients to the next weights; returns the gradients' norms."""
-        self.precision.unscale(self.optimizer)
-        norms = self._norms.clip(self.recipe.optimizer.gradient_clip)
-        self.precision.step(self.optimizer)
+        norms = self._weights.step()
         policy, objective = self.modules.policy, self.modules.objective
         objective.after_optimizer_step(policy, step, self.total_steps)
         if self.averaged is not None:
             self.averaged.update(step + 1)
-        return self.precision.reported(norms)
+        return norms
 
     def _set_learning_rate(self, step: int) -> None:
         rate = self.learning_rate(step)

@@ -15,8 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from reflexarc.policy.interface import Policy
+from reflexarc.training.config import Recipe
 from reflexarc.training.objective import Batch, Draws, Losses, Objective
-from reflexarc.training.optimization import AveragedWeights
+from reflexarc.training.optimization import AveragedWeights, trained_parameters
+from reflexarc.training.precision import Precision
+from reflexarc.training.weight_update import WeightUpdate
 
 T = TypeVar("T")
 
@@ -57,12 +60,27 @@ class Engine:
         """Whether this process is the one that writes."""
         return self.rank == 0
 
+    def check(self, recipe: Recipe) -> None:
+        """Raise ConfigError when this engine cannot train by ``recipe``."""
+
     def wrap(self, modules: TrainedModules, blocks: Sequence[nn.Module]) -> nn.Module:
         """What a step calls in the place of ``modules``; before an optimiser is made.
 
         ``blocks`` are modules inside it by which its weights may be divided.
         """
         return modules
+
+    def weight_update(
+        self,
+        modules: TrainedModules,
+        forward: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        precision: Precision,
+        clip: float | None,
+    ) -> WeightUpdate:
+        """How a step changes the weights; ``forward`` is what :meth:`wrap` returned."""
+        parameters = trained_parameters(modules)
+        return WeightUpdate(forward, parameters, optimizer, precision, clip, self.whole)
 
     def passing(self, *, last: bool) -> AbstractContextManager[None]:
         """Around one pass of a step; only the ``last`` one needs to exchange gradients."""
@@ -75,6 +93,27 @@ class Engine:
     def put(self, target: Tensor, value: Tensor) -> None:
         """Copy ``value``, whole, into ``target``, which may be spread over processes."""
         target.copy_(value)
+
+    def moments(
+        self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
+    ) -> dict[str, Tensor]:
+        """The optimiser's state as ``<moment>/<parameter>``; all processes call this."""
+        return {
+            f"{moment}/{name}": value
+            for name, parameter in parameters.items()
+            for moment, value in optimizer.state.get(parameter, {}).items()
+        }
+
+    def put_moments(
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: Mapping[str, nn.Parameter],
+        values: Mapping[str, Tensor],
+    ) -> None:
+        """Bring into place what :meth:`put` could not, after it has put all weights.
+
+        ``values`` are named as in :meth:`moments`, among others.
+        """
 
     def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copies of all tensors, whole, on the CPU of the first process; others get nothing."""
