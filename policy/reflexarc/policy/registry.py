@@ -16,7 +16,10 @@ from reflexarc.contract.errors import ConfigError
 from reflexarc.policy.entry_points import import_entry_point, installed_policies
 from reflexarc.policy.interface import Policy
 
-FAMILIES: dict[str, str] = {"statevla": "reflexarc.policy.statevla.model:StateVLA"}
+FAMILIES: dict[str, str] = {
+    "statevla": "reflexarc.policy.statevla.model:StateVLA",
+    "vjepa2_head": "reflexarc.policy.vjepa2_head.model:VJEPA2Head",
+}
 """Family name to ``module:class`` of the families that come with this package."""
 
 _registered: dict[str, type[Policy]] = {}

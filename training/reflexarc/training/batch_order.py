@@ -16,7 +16,7 @@ class BatchOrder:
 
     A sample of weight w is seen w times an epoch. Samples of one weight are dealt from one
     permutation after another, each begun only when the one before is used up, so that over 1 / w
-    epochs a sample of weight w < 1 is seen once.
+    epochs a sample of weight w < 1 is seen once, and one of weight 0 never.
 
     Args:
         samples: how many there are.
@@ -30,7 +30,7 @@ class BatchOrder:
         self._seed = seed
         self._pools: list[tuple[Tensor, int]] = []
         if weights is not None:
-            for weight in sorted(set(weights.tolist())):
+            for weight in sorted(set(weights.tolist()) - {0.0}):
                 members = torch.nonzero(weights == weight).flatten()
                 self._pools.append((members, max(1, round(weight * len(members)))))
         self.epoch_samples = sum(dealt for _, dealt in self._pools) or samples

@@ -36,6 +36,7 @@ class ContractConfig(RecipeModel):
     ``source_size`` is the side of the recorded images in pixels; None takes what the data has.
     ``state_layout`` chooses among the states of LIBERO's data; other data has the one that
     ``data.state`` makes. ``orientation`` is ``upright`` for cameras that stand as they should.
+    ``needs_language`` and ``needs_goal_image`` say how an episode's task is told.
     """
 
     cameras: tuple[str, ...] = ("agentview", "eye_in_hand")
@@ -45,6 +46,8 @@ class ContractConfig(RecipeModel):
     state_layout: str = "eef3+axisangle3+fingers2"
     horizon: Annotated[int, Field(ge=1, le=1024)] = 10
     history: History = History()
+    needs_language: bool = True
+    needs_goal_image: bool = False
     state_normalization: NormalizationMode = "mean_std"
     action_normalization: NormalizationMode = "mean_std"
 

@@ -30,6 +30,25 @@ class SourceConfig(RecipeModel):
     cameras: Names = None
 
 
+class GoalConfig(RecipeModel):
+    """Where goal images come from, for a policy that is shown one (``contract.needs_goal_image``).
+
+    A goal is the last image of a demonstration. ``source`` says of which: of the ``episode``
+    itself; of one of the ``task`` (``demonstration`` such as ``demo_0``, or the first that is
+    trained on), which is then the goal of all its episodes; ``any`` of the task that is trained on,
+    drawn once a sample.
+    """
+
+    source: Literal["episode", "task", "any"] = "episode"
+    demonstration: str | None = None
+
+    @model_validator(mode="after")
+    def _a_demonstration_is_of_the_task(self) -> GoalConfig:
+        if self.demonstration is not None and self.source != "task":
+            raise ValueError("demonstration names the goal of a task: give source: task")
+        return self
+
+
 class GripperConfig(RecipeModel):
     """Which dimension of a LeRobot action a classifier commands, and its commands."""
 
@@ -47,10 +66,10 @@ class DataConfig(RecipeModel):
     task's episodes are held out, drawn with ``split_seed``: whole episodes, never frames of one
     episode; with ``split_by: dataset``, of all episodes together, for data in which hardly two
     share a task. ``alignment`` says whether observations stand before or after their action, in
-    files that do not show it. ``labels`` says which actions the policy learns, and so which the
-    statistics are of: those that were executed, or their mean over the noise injected while
-    collecting. ``feature_dtype`` is how the features of frames are stored (``fp16``, ``bf16``,
-    ``fp32``).
+    files that do not show it. ``goal`` says where goal images come from. ``labels`` says which
+    actions the policy learns, and so which the statistics are of: those that were executed, or
+    their mean over the noise injected while collecting. ``feature_dtype`` is how the features of
+    frames are stored (``fp16``, ``bf16``, ``fp32``).
 
     Of LeRobot data: ``state`` and ``action`` are parts by GR00T's names (``left_arm``), features or
     columns of them (``action[0:7]``), in order; ``cameras`` likewise. ``action_kind`` says whether
@@ -67,6 +86,7 @@ class DataConfig(RecipeModel):
     split_seed: int = 0
     split_by: Literal["task", "dataset"] = "task"
     alignment: Literal["before_action", "after_action"] | None = None
+    goal: GoalConfig = GoalConfig()
     labels: Labels = "executed"
     feature_dtype: FeatureDtype = "fp16"
     state: Names = None

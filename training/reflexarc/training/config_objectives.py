@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from reflexarc.training.config_base import NotNegative, Positive, RecipeModel
+from reflexarc.training.objectives.action_chunk_config import ActionChunkConfig
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -156,6 +157,7 @@ OBJECTIVES: dict[str, type[RecipeModel]] = {
     "flow_matching": FlowMatchingConfig,
     "temporal_jepa": TemporalJEPAConfig,
     "masked_jepa": MaskedJEPAConfig,
+    "action_chunk": ActionChunkConfig,
 }
 DEFAULT_OBJECTIVE = "flow_matching"
 
@@ -170,7 +172,8 @@ def objective_name(values: object) -> object:
 ObjectiveConfig = Annotated[
     Annotated[FlowMatchingConfig, Tag("flow_matching")]
     | Annotated[TemporalJEPAConfig, Tag("temporal_jepa")]
-    | Annotated[MaskedJEPAConfig, Tag("masked_jepa")],
+    | Annotated[MaskedJEPAConfig, Tag("masked_jepa")]
+    | Annotated[ActionChunkConfig, Tag("action_chunk")],
     Discriminator(objective_name),
 ]
 """One of :data:`OBJECTIVES`."""

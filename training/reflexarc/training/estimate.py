@@ -21,7 +21,7 @@ from reflexarc.training.freezing import set_training_mode
 from reflexarc.training.objective import Objective
 from reflexarc.training.optimization import trained_parameters
 from reflexarc.training.preparation import Preparation
-from reflexarc.training.samples import BatchOrder, BatchSource, sample_weights
+from reflexarc.training.samples import BatchOrder, BatchSource
 
 _FLOAT = 4
 _PROBE_FRAMES = 2
@@ -67,7 +67,7 @@ def estimate(preparation: Preparation, output: Path, feature_cache: Path) -> Est
         train,
         recipe.training.batch_size,
         recipe.training.seed,
-        sample_weights(preparation.train_episodes),
+        preparation.sample_weights(preparation.train_episodes),
     )
     frame_bytes, activation_bytes = _probe(preparation)
     cached = find_features(feature_cache, preparation.feature_key)
@@ -149,11 +149,15 @@ def _probe(preparation: Preparation) -> tuple[int, int]:
     frame_bytes = sum(values.nbytes for values in features.values()) // count
     # Every sample reads the same two frames: what they show does not change what it costs.
     samples = preparation.samples([episode], [0])
-    few = replace(samples, frame_row=samples.frame_row % count)
+    few = replace(
+        samples,
+        frame_row=samples.frame_row % count,
+        task_row=torch.zeros_like(samples.task_row),
+    )
     if few.future is not None:
         later = replace(few.future, frame_row=few.future.frame_row % count)
         few = replace(few, future=later)
-    batch = BatchSource(few, features, preparation.task).batch(torch.arange(count))
+    batch = BatchSource(few, features, preparation.task_of(episode)).batch(torch.arange(count))
 
     kept: dict[int, int] = {}  # a storage that several nodes keep is counted once
 

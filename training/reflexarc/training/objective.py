@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from reflexarc.data.dataset import DatasetEpisode, Labels
 from reflexarc.policy.interface import Policy, Tensors
 
 Draws: TypeAlias = dict[str, Tensor]
@@ -94,6 +97,12 @@ class Objective(nn.Module, ABC):
 
         An objective copies a target network here.
         """
+        return None
+
+    def frame_weights(
+        self, episode: DatasetEpisode, labels: Labels
+    ) -> npt.NDArray[np.float64] | None:
+        """``float64 (F,)``: how often an epoch sees each rendered frame; None where once."""
         return None
 
     @abstractmethod

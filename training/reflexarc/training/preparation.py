@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from reflexarc.contract import NormalizationStatistics, PolicyContract
+from reflexarc.contract.errors import ConfigError
 from reflexarc.data.dataset import DatasetEpisode
 from reflexarc.data.statistics import compute_statistics
 from reflexarc.policy.checkpoint import LoadedPolicy
@@ -24,6 +26,7 @@ from reflexarc.training.feature_store.dtypes import FeatureRows
 from reflexarc.training.feature_store.keys import FeatureKey, feature_key
 from reflexarc.training.feature_store.store import FrameFeatures, frame_features
 from reflexarc.training.freezing import freeze_modules, module_at
+from reflexarc.training.goals import Goals, choose_goals
 from reflexarc.training.objective import Objective
 from reflexarc.training.objectives.making import make_objective
 from reflexarc.training.recipe_data import limit_episodes, make_contract, open_dataset
@@ -32,6 +35,8 @@ from reflexarc.training.samples import (
     SampleTable,
     build_samples,
     derived_seed,
+    newest_frames,
+    sample_weights,
     split_episodes,
 )
 from reflexarc.training.starting_weights import check_fits, load_start, origin_of
@@ -43,8 +48,9 @@ class Preparation:
 
     Attributes:
         train_episodes, held_out_episodes: a seeded split by episode.
-        task: rows of ``embed_task``, one an instruction, on the CPU.
+        task: rows of ``embed_task``, one an instruction, on the CPU; none where there are goals.
         task_rows: instruction to its row in ``task``.
+        goals: what takes their place for a policy that is shown a goal image.
         origin: the checkpoint that the weights come from, None where they are random.
     """
 
@@ -59,6 +65,7 @@ class Preparation:
     task: Tensors
     task_rows: dict[str, int]
     origin: dict[str, Any] | None = None
+    goals: Goals | None = None
 
     @property
     def contract(self) -> PolicyContract:
@@ -102,11 +109,46 @@ class Preparation:
         first_rows: Sequence[int],
         features: Mapping[str, FeatureRows],
     ) -> BatchSource:
-        return BatchSource(self.samples(episodes, first_rows), features, self.task)
+        task = self.task if self.goals is None else self.goals.rows
+        return BatchSource(self.samples(episodes, first_rows), features, task)
+
+    def task_of(self, episode: DatasetEpisode) -> Tensors:
+        """One row of ``embed_task`` that samples of ``episode`` may be given."""
+        if self.goals is not None:
+            return self.goals.rows_of(episode)
+        row = self.task_rows[episode.instruction]
+        return {name: rows[row : row + 1] for name, rows in self.task.items()}
+
+    def sample_weights(self, episodes: Sequence[DatasetEpisode]) -> Tensor | None:
+        """``float64 (N,)``: how often an epoch sees each frame; None where once.
+
+        Raises ConfigError where none is seen.
+        """
+        labels = self.recipe.data.labels
+        factors = [self.objective.frame_weights(episode, labels) for episode in episodes]
+        weights = sample_weights(episodes)
+        if all(one is None for one in factors):
+            return weights
+        found = torch.cat(
+            [
+                torch.ones(len(episode.image_steps), dtype=torch.float64)
+                if one is None
+                else torch.from_numpy(one)
+                for episode, one in zip(episodes, factors, strict=True)
+            ]
+        )
+        found = found if weights is None else found * weights
+        if not bool(found.any()):
+            raise ConfigError(
+                "the objective leaves out every sample: no episode is as long as a chunk; set "
+                "objective.every_step: true, or a shorter contract.horizon",
+                field="objective.every_step",
+            )
+        return found
 
     def samples(self, episodes: Sequence[DatasetEpisode], first_rows: Sequence[int]) -> SampleTable:
         """The samples of some episodes, whose first frames stand at ``first_rows``."""
-        return build_samples(
+        table = build_samples(
             episodes,
             first_rows,
             self.task_rows,
@@ -114,6 +156,11 @@ class Preparation:
             labels=self.recipe.data.labels,
             ahead=self.objective.needs_future,
         )
+        if self.policy.embeds_clips:  # a clip is stored in the row of its newest frame
+            table = newest_frames(table)
+        if self.goals is not None:
+            table = replace(table, task_row=self.goals.task_rows(episodes))
+        return replace(table, weight=self.sample_weights(episodes))
 
     def provenance(self) -> dict[str, Any]:
         """What a checkpoint says about its origin, beside position and metrics."""
@@ -136,6 +183,7 @@ class Preparation:
                 "training_episodes": len(self.train_episodes),
                 "held_out_episodes": len(self.held_out_episodes),
             },
+            **({} if self.goals is None else {"goals": self.goals.names()}),
             "versions": {
                 "python": platform.python_version(),
                 **{name: version(name) for name in ("reflexarc", "torch", "numpy", "safetensors")},
@@ -186,8 +234,17 @@ def prepare(
     for path in recipe.learning_rate_scale:
         module_at(policy, path, "learning_rate_scale")
     freeze_modules(policy, recipe.freeze)
+    goals = choose_goals(
+        recipe.data.goal,
+        policy,
+        train_episodes,
+        held_out_episodes,
+        seed=recipe.data.split_seed,
+        dtype=recipe.data.feature_dtype,
+    )
     with torch.inference_mode():
-        task = policy.embed_task([Task(instruction=text) for text in instructions])
+        told = [Task(instruction=text) for text in instructions]
+        task = policy.embed_task(told) if goals is None else {}
     return Preparation(
         recipe=recipe,
         dataset_fingerprint=dataset.fingerprint(),
@@ -200,4 +257,5 @@ def prepare(
         task={name: rows.cpu().clone() for name, rows in task.items()},
         origin=None if start is None else origin_of(start),
         task_rows={text: row for row, text in enumerate(instructions)},
+        goals=goals,
     )

@@ -11,8 +11,9 @@ from reflexarc.contract import Camera, NormalizationStatistics, PolicyContract
 from reflexarc.contract.errors import ConfigError, DatasetError
 from reflexarc.contract.policy_contract import ActionSpec
 from reflexarc.data.dataset import DatasetEpisode, EpisodeDataset
-from reflexarc.data.lerobot.dataset import is_lerobot, open_lerobot
+from reflexarc.data.lerobot.dataset import is_lerobot
 from reflexarc.data.lerobot.mapping import UNLIMITED, ActionMeaning
+from reflexarc.data.lerobot.recipe_names import RecipeNames
 from reflexarc.data.libero_hdf5 import LiberoDataset, open_libero
 from reflexarc.data.mixture import mix
 from reflexarc.training.config import Recipe
@@ -97,6 +98,8 @@ def make_contract(
         state=dataset.state_spec(dataset.layout(parts.state_layout)),
         action=_limited(dataset.action_spec(parts.horizon), statistics),
         history=parts.history,
+        needs_language=parts.needs_language,
+        needs_goal_image=parts.needs_goal_image,
         state_normalization=parts.state_normalization,
         action_normalization=parts.action_normalization,
     )
@@ -160,20 +163,14 @@ def _open_folder(
         gripper_open=0.0 if gripper is None else gripper.open,
         gripper_closed=1.0 if gripper is None else gripper.closed,
     )
-    dataset = open_lerobot(
-        source.path,
+    names = RecipeNames(
         state=source.state or config.state,
         action=source.action or config.action,
         cameras=source.cameras or config.cameras,
         meaning=meaning,
-        frame_stride=config.frame_stride,
         tolerance=config.timestamp_tolerance,
-        weight=source.weight,
     )
-    wanted = {n: f for n, f in dataset.mapping.cameras.items() if n in cameras}
-    if set(cameras) <= wanted.keys():  # a broken video of another camera need not stop anyone
-        dataset = dataset.with_cameras(wanted)
-    return dataset
+    return names.open(source.path, cameras, frame_stride=config.frame_stride, weight=source.weight)
 
 
 def _check_cameras(recipe: Recipe, dataset: EpisodeDataset) -> None:

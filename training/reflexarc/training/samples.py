@@ -34,6 +34,7 @@ __all__ = [
     "SampleTable",
     "build_samples",
     "derived_seed",
+    "newest_frames",
     "sample_weights",
     "seeded_generator",
     "split_episodes",
@@ -192,6 +193,14 @@ def _windows(
     rows = frame_rows(episode, window_steps(steps, history.frames, history.stride))
     valid = window_valid(steps, history.rows, history.stride)
     return states[seen], torch.from_numpy(first_row + rows), torch.from_numpy(valid)
+
+
+def newest_frames(table: SampleTable) -> SampleTable:
+    """The same samples, of their frames the newest alone."""
+    future = table.future
+    if future is not None:
+        future = replace(future, frame_row=future.frame_row[:, -1:])
+    return replace(table, frame_row=table.frame_row[:, -1:], future=future)
 
 
 def sample_weights(episodes: Sequence[DatasetEpisode]) -> Tensor | None:

@@ -26,6 +26,11 @@ NUMPY_DTYPES: dict[str, type[np.generic]] = {
 _TORCH_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
+def torch_dtype(dtype: FeatureDtype) -> torch.dtype:
+    """The dtype in memory."""
+    return _TORCH_DTYPES[dtype]
+
+
 def stored_name(rows: Tensor, dtype: FeatureDtype) -> str:
     """A key of ``NUMPY_DTYPES``: pixels stay ``uint8``, everything else becomes ``dtype``."""
     return "uint8" if rows.dtype == torch.uint8 else dtype

@@ -55,6 +55,7 @@ class KeyFields(StrictModel):
         preprocessing: camera to its image steps, from the recorded size to the policy's.
         dtype: of features; pixels are always uint8.
         arrays: by name.
+        clip: which frames a row is made of, where it is more than one.
     """
 
     format: int
@@ -64,6 +65,7 @@ class KeyFields(StrictModel):
     preprocessing: dict[str, str]
     dtype: str
     arrays: dict[str, ArrayKey]
+    clip: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,10 @@ class FeatureKey:
     @cached_property
     def digest(self) -> str:
         """Names the store's folder. The order of the episodes does not count."""
-        parts = {"fields": self.fields.model_dump(), "episodes": sorted(self.episodes)}
+        parts = {
+            "fields": self.fields.model_dump(exclude_none=True),
+            "episodes": sorted(self.episodes),
+        }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -117,6 +122,7 @@ def feature_key(
             name: ArrayKey(dtype=stored_name(values, dtype), row_shape=tuple(values.shape[1:]))
             for name, values in rows.items()
         },
+        clip=_clip(policy),
     )
     return FeatureKey(
         fields,
@@ -142,6 +148,11 @@ def _flat(values: Any, prefix: str = "") -> dict[str, str]:
     for name, value in values.items():
         flat |= _flat(value, f"{prefix}.{name}" if prefix else name)
     return flat
+
+
+def _clip(policy: Policy) -> str | None:
+    history = policy.contract.history
+    return f"{history.frames} frames, stride {history.stride}" if policy.embeds_clips else None
 
 
 def _steps(camera: Camera) -> str:

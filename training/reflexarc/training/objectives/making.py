@@ -9,10 +9,13 @@ from reflexarc.contract.errors import ConfigError
 from reflexarc.data.dataset import DatasetEpisode
 from reflexarc.policy.interface import Policy, Task
 from reflexarc.policy.statevla.token_layout import TokenLayout
+from reflexarc.policy.vjepa2_head.model import VJEPA2Head
 from reflexarc.training.config import Recipe
 from reflexarc.training.config_objectives import FlowMatchingConfig, MaskedJEPAConfig
 from reflexarc.training.feature_store.embedding import embed_episode
 from reflexarc.training.objective import Objective
+from reflexarc.training.objectives.action_chunk import ActionChunkObjective
+from reflexarc.training.objectives.action_chunk_config import ActionChunkConfig
 from reflexarc.training.objectives.flow_matching import FlowMatchingObjective
 from reflexarc.training.objectives.masked_jepa import MaskedJEPAObjective
 from reflexarc.training.objectives.temporal_jepa import TemporalJEPAObjective
@@ -31,12 +34,35 @@ def make_objective(recipe: Recipe, policy: Policy, episode: DatasetEpisode) -> O
     if isinstance(config, FlowMatchingConfig):
         gripper = policy.contract.action.gripper
         return FlowMatchingObjective(config, gripper.index if gripper else None)
+    if isinstance(config, ActionChunkConfig):
+        return _action_chunk(config, policy)
     if isinstance(config, MaskedJEPAConfig):
         return _masked_jepa(config, recipe, policy)
     dimension = representation_dimension(policy, episode)
     torch.manual_seed(derived_seed(recipe.training.seed, "objective", 0))
     return TemporalJEPAObjective(
         config, z_dimension=dimension, action_dimension=policy.contract.action.dimension
+    )
+
+
+def _action_chunk(config: ActionChunkConfig, policy: Policy) -> Objective:
+    if not isinstance(policy, VJEPA2Head):
+        raise ConfigError(
+            f"objective.name action_chunk trains the family vjepa2_head, not {policy.family}",
+            field="objective.name",
+        )
+    if config.static_aug > 0 and not policy.config.static_clips:
+        raise ConfigError(
+            f"objective.static_aug is {config.static_aug:g}, but the store holds no clips that "
+            "stand still; set policy.static_clips: true",
+            field="objective.static_aug",
+        )
+    action = policy.contract.action
+    return ActionChunkObjective(
+        config,
+        horizon=action.horizon,
+        gripper_index=action.gripper.index if action.gripper else None,
+        classifies=policy.config.gripper == "bce",
     )
 
 
