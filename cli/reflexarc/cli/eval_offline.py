@@ -62,6 +62,13 @@ def offline(
             "--resize", help="Send images recorded at another size than the policy trained on."
         ),
     ] = False,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            help="The policy's run or its recipe.yaml, where that renamed or sliced parts or "
+            "cameras of the LeRobot folder."
+        ),
+    ] = None,
     output: Annotated[
         Path, typer.Option(help="Folder for results and tables; the same one resumes.")
     ] = Path("outputs/offline"),
@@ -73,6 +80,7 @@ def offline(
     Exits with 3 when the server does not answer; the same command then resumes.
     """
     require("reflexarc eval offline", "sim", "h5py", "scipy", "tqdm", "matplotlib")
+    from reflexarc.cli.recipe_data_section import read_recipe_data
     from reflexarc.eval.offline import evaluate_offline
     from reflexarc.eval.offline_settings import OfflineSettings
     from reflexarc.eval.run_settings import parse_indices
@@ -86,6 +94,7 @@ def offline(
         every=every,
         labels=labels.value,
         resize=resize,
+        recipe_data=None if recipe is None else read_recipe_data(recipe),
         seed=seed,
         retry_for=retry_for,
     )

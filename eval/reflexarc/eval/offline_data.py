@@ -124,7 +124,7 @@ def select_episodes(settings: OfflineSettings, contract: PolicyContract) -> list
 
     Raises ContractViolationError, DatasetError or ConfigError naming what does not fit.
     """
-    found = _open(settings.data, contract)
+    found = _open(settings, contract)
     chosen = _of_tasks(found, settings.tasks)
     if settings.episodes is not None:
         chosen = _at_positions(chosen, settings.episodes)
@@ -143,12 +143,16 @@ def select_episodes(settings: OfflineSettings, contract: PolicyContract) -> list
     return recorded
 
 
-def _open(data: Path, contract: PolicyContract) -> Sequence[DatasetEpisode]:
+def _open(settings: OfflineSettings, contract: PolicyContract) -> Sequence[DatasetEpisode]:
+    data = settings.data
     # LIBERO needs no LeRobot, which needs pyarrow.
     if (data / "meta" / "info.json").is_file():
         from reflexarc.data.lerobot.for_contract import open_for_contract
+        from reflexarc.data.lerobot.recipe_names import names_in_recipe
 
-        return open_for_contract(data, contract).episodes
+        recipe = settings.recipe_data
+        names = None if recipe is None else names_in_recipe(recipe, data)
+        return open_for_contract(data, contract, names).episodes
     check_libero_contract(contract)  # the files hold what the simulator gave
     return open_libero([data]).episodes
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -37,13 +37,15 @@ class OfflineSettings(FrozenModel):
     """One call of ``reflexarc eval offline``.
 
     Attributes:
-        data: HDF5 file of LIBERO demonstrations, or a folder of them.
+        data: HDF5 file of LIBERO demonstrations, a folder of them, or a LeRobot folder.
         tasks: names of tasks, or parts of names that fit one task each; empty takes all.
         episodes: positions of a task's demonstrations in its file; None takes all.
         every: of the recorded frames every this many is a question.
         labels: compare with the actions that were executed, or with those that the demonstrator
             meant (``expert_actions``), where noise was injected.
         resize: also send images that were recorded at another size than the contract's source.
+        recipe_data: the ``data`` section of the policy's recipe, which says what it called the
+            parts and cameras of a LeRobot folder.
         retry_for: seconds during which an absent server is asked again.
     """
 
@@ -55,6 +57,7 @@ class OfflineSettings(FrozenModel):
     every: Annotated[int, Field(ge=1)] = 1
     labels: Labels = "executed"
     resize: bool = False
+    recipe_data: dict[str, Any] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     retry_for: Annotated[float, Field(ge=0)] = 60.0
 

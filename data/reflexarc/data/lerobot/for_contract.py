@@ -10,32 +10,32 @@ from reflexarc.contract.policy_contract import PolicyContract
 from reflexarc.data.lerobot.dataset import LeRobotDataset, open_lerobot
 from reflexarc.data.lerobot.info import DatasetInfo, Slice, read_info
 from reflexarc.data.lerobot.mapping import ActionMeaning, known_parts, parts_from_layout
+from reflexarc.data.lerobot.recipe_names import RecipeNames
+
+_RENAMED = (
+    "Where the policy's recipe renamed or sliced parts, name it: --recipe RUN, its folder or its "
+    "recipe.yaml"
+)
 
 
-def open_for_contract(root: Path, contract: PolicyContract) -> LeRobotDataset:
+def open_for_contract(
+    root: Path, contract: PolicyContract, names: RecipeNames | None = None
+) -> LeRobotDataset:
     """The folder with state, action and cameras as ``contract`` names them.
 
-    Parts are found by the names that the contract's layout and its dimensions carry; what a recipe
-    renamed or sliced is found only in a dataset that uses the contract's names.
+    Args:
+        root: the folder.
+        contract: of the policy.
+        names: what its recipe called the folder's parts. Without them parts are found by the
+            names that the contract's layout and its dimensions carry; what a recipe renamed or
+            sliced is then found only in a dataset that uses the contract's names.
 
     Raises DatasetError naming what the folder does not have.
     """
-    info = read_info(root)
-    dataset = open_lerobot(root)
-    if dataset.libero is None:
-        gripper = contract.action.gripper
-        dataset = open_lerobot(
-            root,
-            state=_state(info, contract),
-            action=_action(info, contract),
-            cameras=contract.camera_names,
-            meaning=ActionMeaning(
-                kind=contract.action.kind,
-                gripper=None if gripper is None else contract.action.names[gripper.index],
-                gripper_open=0.0 if gripper is None else gripper.open,
-                gripper_closed=1.0 if gripper is None else gripper.closed,
-            ),
-        )
+    if names is not None:
+        dataset = names.open(root, contract.camera_names)
+    else:
+        dataset = _open_by_contract(root, contract)
     layout = dataset.layout(contract.state.layout)
     for what, wanted, given in (
         ("state", contract.state.names, dataset.state_spec(layout).names),
@@ -56,13 +56,33 @@ def open_for_contract(root: Path, contract: PolicyContract) -> LeRobotDataset:
     return dataset
 
 
+def _open_by_contract(root: Path, contract: PolicyContract) -> LeRobotDataset:
+    info = read_info(root)
+    dataset = open_lerobot(root)
+    if dataset.libero is not None:
+        return dataset
+    gripper = contract.action.gripper
+    return open_lerobot(
+        root,
+        state=_state(info, contract),
+        action=_action(info, contract),
+        cameras=contract.camera_names,
+        meaning=ActionMeaning(
+            kind=contract.action.kind,
+            gripper=None if gripper is None else contract.action.names[gripper.index],
+            gripper_open=0.0 if gripper is None else gripper.open,
+            gripper_closed=1.0 if gripper is None else gripper.closed,
+        ),
+    )
+
+
 def _state(info: DatasetInfo, contract: PolicyContract) -> list[str]:
     known = known_parts(info, info.modality.state)
     parts = parts_from_layout(contract.state.layout, known)
     if parts is None:
         raise DatasetError(
             f"{info.root} does not have the policy's state {contract.state.layout!r}; it has: "
-            f"{_listed(known)}",
+            f"{_listed(known)}. {_RENAMED}",
             field="state",
         )
     return parts
@@ -77,7 +97,7 @@ def _action(info: DatasetInfo, contract: PolicyContract) -> list[str]:
         if not fitting:
             raise DatasetError(
                 f"{info.root} does not have the policy's action {wanted[0]!r}; it has: "
-                f"{_listed({name: len(names) for name, names in known.items()})}",
+                f"{_listed({name: len(names) for name, names in known.items()})}. {_RENAMED}",
                 field="action",
             )
         best = max(fitting, key=lambda name: len(known[name]))
