@@ -24,8 +24,12 @@ from reflexarc.policy.backbones.conv2d import RawPixels
 from reflexarc.policy.processing import Processor
 from reflexarc.policy.statevla.config import StateVLAConfig
 from reflexarc.policy.statevla.encoder import Encoder
+from reflexarc.training.config_objectives import MaskedJEPAConfig
+from reflexarc.training.objectives.masked_jepa import MaskedJEPAObjective
 from reflexarc.training.objectives.temporal_predictor import TemporalPredictor
 from reflexarc.training.recipe_files import load_recipe, recipe_stages
+
+from .tiny_statevla import HORIZON, random_source, tiny_statevla
 
 DOCUMENTS = yaml.safe_load(Path(__file__).with_name("statevla_documents.yaml").read_text())
 RECIPES = {
@@ -89,6 +93,41 @@ def state_projection() -> str:
     return " + ".join(type(part).__name__ for part in parts)
 
 
+def lengths_of_sequences() -> tuple[int, int, int, int]:
+    """Of one masked step: all tokens, visible ones of the row that hides least, and how many the
+    context encoder and the target encoder read."""
+    policy = tiny_statevla()
+    layout = policy.token_layout
+    config = MaskedJEPAConfig(predictor_layers=1, predictor_width=16, predictor_d_state=4)
+    objective = MaskedJEPAObjective(config, layout=layout, gripper_index=6)
+    objective.attach(policy)
+    assert objective.target is not None
+    read: dict[str, list[int]] = {"trained": [], "target": []}
+    for name, whose in (("trained", policy.representation), ("target", objective.target)):
+        whose.encoder.stack.register_forward_pre_hook(
+            lambda _, inputs, name=name: read[name].append(inputs[0].shape[1])
+        )
+    batch = random_source(policy, seed=0, real_steps=torch.full((6,), HORIZON),
+                          future_is_real=torch.ones(6, dtype=torch.bool), ahead=1).batch(
+        torch.arange(6))  # fmt: skip
+    draws = objective.draw(batch, torch.Generator().manual_seed(2))
+    objective(policy, batch, draws)
+    latents = layout.latent_tokens
+    visible = int((~draws["hidden"]).sum(1).max()) + latents
+    (target,) = read["target"]
+    return layout.inputs + latents, visible, min(read["trained"]), target
+
+
+def context_sees() -> str:
+    every, visible, context, _ = lengths_of_sequences()
+    return "visible tokens" if context == visible < every else "something else"
+
+
+def target_sees() -> str:
+    every, _, _, target = lengths_of_sequences()
+    return "all tokens" if target == every else "something else"
+
+
 def action_dimensions() -> int:
     return libero_action(1).dimension
 
@@ -125,7 +164,76 @@ CLASSIFIER = {1.0: "classifier"}
 STATE_PARTS = {"joint7+fingers2": "joint(7) + gripper_fingers(2)"}
 MEAN_STD = {"mean_std": "zero mean and unit deviation"}
 
-SETTINGS: dict[str, dict[str, Same | Differs]] = {
+SETTINGS: dict[str, dict[str, Rule]] = {
+    "masked": {
+        "training.batch_size": Same("training.batch_size"),
+        "training.num_epochs": Same("training.epochs"),
+        "training.learning_rate": Same("optimizer.learning_rate"),
+        "training.weight_decay": Same("optimizer.weight_decay"),
+        "training.gradient_clip": Same("optimizer.gradient_clip"),
+        "training.jepa_loss_weight": Same("objective.jepa_weight"),
+        "training.action_loss_weight": Same("objective.action_weight"),
+        "training.variance_weight": Same("objective.variance_weight"),
+        "training.covariance_weight": Same("objective.covariance_weight"),
+        "training.ema_momentum": Same("objective.ema_start"),
+        "training.ema_momentum_schedule": Same("objective.ema_schedule"),
+        "training.sampling_steps": Same("policy.denoising_steps"),
+        "model.action_dim": Inherent(action_dimensions),
+        "model.action_seq_len": Same("contract.horizon"),
+        "model.mask_ratio": Same("objective.mask_ratio"),
+        "model.masking_strategy": Same("objective.masking_strategy"),
+        "vision_encoder": Same("policy.vision.path"),
+        "width": Same("policy.d_model"),
+        "language_vectors": Same("language.encoder", named({"table": "Qwen"})),
+        "language_dimension": Same("policy.language_dimension"),
+        "language_table": Differs(
+            "language.table",
+            "language_embeddings/libero_object",
+            "a folder of safetensors and JSON that says which encoder made it; opening a pickle "
+            "can run code, and a .pkl is refused with the command that makes the table",
+        ),
+        "encoder_layers": Same("policy.encoder_layers"),
+        "d_state": Same("policy.d_state"),
+        "d_conv": Same("policy.d_conv"),
+        "predictor_layers": Same("objective.predictor_layers"),
+        "predictor_width": Same("objective.predictor_width"),
+        "policy_width": Same("policy.d_model"),
+        "gripper": Same("objective.gripper_weight", named(CLASSIFIER)),
+        "motion": Same("objective.flow_weight", named({1.0: "flow matching"})),
+        "action_normalization": Same(
+            "contract.action_normalization", named({"mean_std": "position and rotation only"})
+        ),
+        "suite": Same("data.suite"),
+        "cameras": Same("contract.cameras"),
+        "image_size": Same("contract.image_size"),
+        "token_order": Differs(
+            "contract.cameras",
+            ["language", "robot_state", "agentview", "eye_in_hand", "CLS"],
+            "a causal Mamba reads images knowing the instruction, and CLS last has seen "
+            "everything; with CLS first, as the published code has it, z is a constant",
+            sequence,
+        ),
+        "camera_tokens": Same("contract.image_size", patches),
+        "context_encoder_sees": Inherent(context_sees),
+        "target_encoder_sees": Inherent(target_sees),
+        "target_is": Differs(
+            "objective.name",
+            "masked_jepa",
+            "the target is a copy of the whole representation: tokenizer, encoder and projection "
+            "to z; with the encoder alone it would read tokens that the trained branch moves",
+        ),
+        "policy_sees": Differs(
+            "objective.action_gradient_into_encoder",
+            True,
+            "the action policy sees z of the unmasked pass, as it does when it is served; the "
+            "published code conditions it on zeros",
+        ),
+        "best_checkpoint_by": Differs(
+            "training.best_metric",
+            "action_mae",
+            "the training loss has terms against a moving target; held-out episodes choose",
+        ),
+    },
     "temporal": {
         "model.embed_dim": Same("policy.d_model"),
         "model.encoder_depth": Same("policy.encoder_layers"),
@@ -174,12 +282,49 @@ SETTINGS: dict[str, dict[str, Same | Differs]] = {
     },
 }
 
+THE_RECIPES_OWN = {
+    "name": "the recipe's",
+    "description": "the recipe's",
+    "family": "the one that both documents describe",
+}
 # What our recipe writes and the document does not state.
 OURS: dict[str, dict[str, str]] = {
+    "masked": {
+        **THE_RECIPES_OWN,
+        "policy.expand": "mamba_ssm's default",
+        "policy.latent_tokens": "1, the document's CLS",
+        "policy.vision.name": "what vision.path is a folder or hub id of",
+        "policy.vision.pool": "1: every patch",
+        "policy.state_hidden": "the tokens' width",
+        "policy.policy_layers": "as the temporal document states it",
+        "policy.policy_d_state": "the published code's",
+        "policy.policy_mlp_hidden": "the published code's",
+        "policy.gripper_hidden": "the published code's",
+        "contract.orientation": "what LIBERO's evaluation shows, in training as well",
+        "contract.state_layout": "as the temporal document states it",
+        "contract.state_normalization": "the state's parts differ a hundredfold in size",
+        "data.validation_fraction": "the published code's train_split of 0.9, by episodes",
+        "objective.max_masked_modalities": "the published code's",
+        "objective.mask_probabilities.agentview": "the published code's",
+        "objective.mask_probabilities.eye_in_hand": "the published code's",
+        "objective.mask_probabilities.language": "the published code's",
+        "objective.mask_probabilities.state": "the published code's",
+        "objective.blocks": "the published code's, for the strategy block",
+        "objective.block_scale": "the published code's, for the strategy block",
+        "objective.block_aspect": "the published code's, for the strategy block",
+        "objective.ema_end": "1: the end of the cosine",
+        "objective.predictor_d_state": "the encoder's",
+        "objective.time_density": "the published code's",
+        "objective.state_noise": "0: none is stated",
+        "schedule.name": "a constant rate ends noisier",
+        "schedule.warmup_steps": "AdamW's first steps are its wildest",
+        "training.seed": "a run says its seed",
+        "training.log_every": "how often to report",
+        "training.validate_every": "how often to validate",
+        "training.checkpoint_every": "how often to save",
+    },
     "temporal": {
-        "name": "the recipe's",
-        "description": "the recipe's",
-        "family": "the one that both documents describe",
+        **THE_RECIPES_OWN,
         "policy.d_state": "as the masked document states it",
         "policy.d_conv": "as the masked document states it",
         "policy.expand": "mamba_ssm's default",
