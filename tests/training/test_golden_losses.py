@@ -113,6 +113,13 @@ def test_masked_jepa(generated: Path, tmp_path: Path) -> None:
     compare(name, train(recipe(name, generated), tmp_path / "run"))
 
 
+def test_action_chunks(generated: Path, tmp_path: Path) -> None:
+    found = train(recipe("debug_vjepa2_head", generated), tmp_path / "run")
+    compare("debug_vjepa2_head", found)
+    total = found["train"]["total"]
+    assert total[-1] < 0.8 * total[0]
+
+
 def test_two_stages(generated: Path, tmp_path: Path) -> None:
     name = "debug_statevla_temporal"
     first = train(recipe(name, generated, stage=1), tmp_path / "one")

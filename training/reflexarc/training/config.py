@@ -98,13 +98,13 @@ class OptimizerConfig(RecipeModel):
 class ScheduleConfig(RecipeModel):
     """Learning rate over the run: a warm-up, then a cosine.
 
-    ``cosine`` warms up linearly over ``warmup_steps`` and falls to ``final_fraction`` of the
-    peak. ``one_cycle`` rises by a cosine over ``warmup_fraction`` of the run from 1/25 of the
+    ``cosine`` warms up linearly over ``warmup_steps``, or where that is null over
+    ``warmup_fraction`` of the run, and falls to ``final_fraction`` of the peak. ``one_cycle`` rises by a cosine over ``warmup_fraction`` of the run from 1/25 of the
     peak, and falls likewise.
     """
 
     name: Literal["cosine", "one_cycle", "constant"] = "cosine"
-    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    warmup_steps: Annotated[int, Field(ge=0)] | None = 100
     warmup_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
 
