@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from mamba_ssm.ops.selective_scan_interface import (  # type: ignore[import-not-found]
-    selective_scan_fn,
-)
+from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 from torch import Tensor
 
 
