@@ -99,8 +99,8 @@ class ScheduleConfig(RecipeModel):
     """Learning rate over the run: a warm-up, then a cosine.
 
     ``cosine`` warms up linearly over ``warmup_steps``, or where that is null over
-    ``warmup_fraction`` of the run, and falls to ``final_fraction`` of the peak. ``one_cycle`` rises by a cosine over ``warmup_fraction`` of the run from 1/25 of the
-    peak, and falls likewise.
+    ``warmup_fraction`` of the run, and falls to ``final_fraction`` of the peak. ``one_cycle`` rises
+    by a cosine over ``warmup_fraction`` of the run from 1/25 of the peak, and falls likewise.
     """
 
     name: Literal["cosine", "one_cycle", "constant"] = "cosine"
