@@ -96,10 +96,8 @@ def open_split(paths: Sequence[Path], provenance: Mapping[str, Any], per_task: i
         DatasetError: the files cannot be read.
         ConfigError: no task of the checkpoint is among them, or too few episodes.
     """
-    recipe = provenance.get("recipe")
-    recipe = recipe if isinstance(recipe, Mapping) else {}
-    data: Mapping[str, Any] = recipe.get("data") or {}
-    dataset, remarks = _known_tasks(paths, provenance, data)
+    data = _of_recipe(provenance)
+    dataset, remarks = known_tasks(paths, provenance)
     limit = data.get("episodes_per_task")
     episodes = _first_of_each_task(dataset.episodes, int(limit)) if limit else dataset.episodes
     names = [episode.task_name for episode in episodes]
@@ -203,10 +201,14 @@ def _first_moved(path: Floats, distance: float) -> int:
     return int(moved.argmax()) if moved.any() else len(path)
 
 
-def _known_tasks(
-    paths: Sequence[Path], provenance: Mapping[str, Any], data: Mapping[str, Any]
+def known_tasks(
+    paths: Sequence[Path], provenance: Mapping[str, Any]
 ) -> tuple[LiberoDataset, list[str]]:
-    """The demonstrations of tasks that the checkpoint was trained on."""
+    """The demonstrations of tasks that the checkpoint was trained on, and remarks for a person.
+
+    Raises ConfigError when there is none.
+    """
+    data = _of_recipe(provenance)
     alignment = data.get("alignment")
     dataset = open_libero(paths, alignment=alignment)
     trained: Sequence[str] = (
@@ -235,6 +237,13 @@ def _first_of_each_task(episodes: Sequence[Episode], limit: int | None) -> list[
         if limit is None or seen[episode.task_name] <= limit:
             kept.append(episode)
     return kept
+
+
+def _of_recipe(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The recipe's ``data``; empty where the checkpoint does not say."""
+    recipe = provenance.get("recipe")
+    data: Mapping[str, Any] = (recipe.get("data") if isinstance(recipe, Mapping) else None) or {}
+    return data
 
 
 def _check_sizes(split: Split) -> None:
