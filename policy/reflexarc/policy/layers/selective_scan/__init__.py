@@ -13,6 +13,7 @@ from reflexarc.policy.layers.selective_scan.checks import (
     check_finite,
     check_shapes,
     checks_values,
+    may_look_at,
 )
 from reflexarc.policy.layers.selective_scan.choice import Backend, backend_for
 from reflexarc.policy.layers.selective_scan.errors import ScanInputError, ScanUnavailableError
@@ -54,7 +55,10 @@ def selective_scan(
         ScanUnavailableError: ``REFLEXARC_SCAN`` names a backend that does not run here.
     """
     check_shapes(u, delta, A, B, C, D, gate)
-    if checks_values():
+    if _is_one_operator():
+        operator: Tensor = _scan_operator(u, delta, A, B, C, D, gate, softplus)
+        return operator
+    if checks_values() and may_look_at(u):
         check_finite(u=u, delta=delta, A=A, B=B, C=C, D=D, gate=gate)
     chosen = backend or backend_for(u.device, u.dtype)
     working = torch.promote_types(u.dtype, torch.float32)
@@ -62,7 +66,7 @@ def selective_scan(
     D, gate = (None if tensor is None else tensor.to(working) for tensor in (D, gate))
     # Under autocast a product in here would fall to half precision.
     with torch.autocast(u.device.type, enabled=False):
-        return chosen.scan(u_, delta, A, B, C, D, gate, softplus).to(u.dtype)
+        return chosen.scan(u_, delta, A, B, C, D, gate, softplus).to(u.dtype).contiguous()
 
 
 def causal_convolution(
@@ -75,9 +79,52 @@ def causal_convolution(
         weight: ``(channels, taps)``, of which the last meets the token itself.
         bias: ``(channels,)``.
     """
+    if _is_one_operator():
+        operator: Tensor = _convolution_operator(x, weight, bias)
+        return operator
     chosen = backend or backend_for(x.device, x.dtype)
     working = torch.promote_types(x.dtype, torch.float32)
     with torch.autocast(x.device.type, enabled=False):
         taps = weight.to(working)
         offset = taps.new_zeros(len(taps)) if bias is None else bias.to(working)
-        return chosen.convolve(x.to(working), taps, offset).to(x.dtype)
+        return chosen.convolve(x.to(working), taps, offset).to(x.dtype).contiguous()
+
+
+def _is_one_operator() -> bool:
+    """Whether torch compiles or exports what is called, for inference.
+
+    A compiler can follow neither the kernels nor, in reasonable time, a loop over steps.
+    """
+    return torch.compiler.is_compiling() and not torch.is_grad_enabled()
+
+
+@torch.library.custom_op(
+    "reflexarc::selective_scan",
+    mutates_args=(),
+    schema="(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? gate, "
+    "bool softplus) -> Tensor",
+)
+def _scan_operator(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
+    gate: Tensor | None, softplus: bool,
+) -> Tensor:  # fmt: skip
+    return selective_scan(u, delta, A, B, C, D, gate, softplus=softplus)
+
+
+@_scan_operator.register_fake
+def _(u: Tensor, *_: object) -> Tensor:
+    return u.new_empty(u.shape)
+
+
+@torch.library.custom_op(
+    "reflexarc::causal_convolution",
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+)
+def _convolution_operator(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return causal_convolution(x, weight, bias)
+
+
+@_convolution_operator.register_fake
+def _(x: Tensor, *_: object) -> Tensor:
+    return x.new_empty(x.shape)

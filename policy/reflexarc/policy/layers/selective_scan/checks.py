@@ -69,5 +69,29 @@ def check_finite(**tensors: Tensor | None) -> None:
         )
 
 
+def check_lengths(lengths: Tensor, tokens: Tensor) -> None:
+    """``lengths (B,)`` are integers of 1 to L for ``tokens (B, L, D)``.
+
+    Raises:
+        ScanInputError: they are not; the range is looked at on the CPU alone.
+    """
+    if tuple(lengths.shape) != (len(tokens),):
+        raise _wrong("lengths", "shape", tuple(lengths.shape), f"({len(tokens)},)")
+    if lengths.is_floating_point() or lengths.dtype == torch.bool:
+        raise _wrong("lengths", "dtype", lengths.dtype, "an integer dtype")
+    if lengths.device.type != "cpu" or not len(lengths) or torch.compiler.is_compiling():
+        return
+    low, high = int(lengths.min()), int(lengths.max())
+    if low < 1 or high > tokens.shape[1]:
+        raise _wrong("lengths", "range", f"{low} to {high}", f"within 1 to {tokens.shape[1]}")
+
+
+def may_look_at(tensor: Tensor) -> bool:
+    """Whether its values may be read now: not while compiling or capturing, not on ``meta``."""
+    if tensor.is_meta or torch.compiler.is_compiling():
+        return False
+    return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
 def _wrong(name: str, what: str, found: object, wanted: object) -> ScanInputError:
     return ScanInputError(f"{what} of {name} is {found}, it must be {wanted}", field=name)
