@@ -1,4 +1,4 @@
-"""One interface carries five shapes: train a step, save, load, serve, answer through sessions."""
+"""One interface carries all shapes: train a step, save, load, serve, answer through sessions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from policies.families import SHAPES, Episode, Shape, training_batch
+from policies.families import SHAPES, Episode, Shape
 
 from reflexarc.client import HttpPolicyClient, PolicyClient, RecedingHorizonExecutor
 from reflexarc.contract import ActionChunk, Observation
@@ -57,7 +57,7 @@ def train_one_step(shape: Shape, policy: Any) -> tuple[float, dict[str, bool]]:
     trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
     before = {name: p.detach().clone() for name, p in trained.items()}
     optimizer = torch.optim.AdamW(trained.values(), lr=1e-2, weight_decay=0.0)
-    loss = policy.loss(training_batch(shape, policy), seed=1)
+    loss = shape.loss(policy)
     loss.backward()
     optimizer.step()
     return loss.item(), {name: not torch.equal(p, before[name]) for name, p in trained.items()}
@@ -291,7 +291,7 @@ def test_a_committed_prefix_begins_the_chunk_or_is_refused(name: str, checkpoint
             client.infer(replace(asked, action_prefix=too_long))
 
 
-@pytest.mark.parametrize("name", ["video", "mobile", "vision_language"])
+@pytest.mark.parametrize("name", ["video", "vjepa2_head", "mobile", "vision_language"])
 def test_other_frozen_weights_are_refused(
     name: str, checkpoints: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""The five shapes: contract, policy, a batch to train on and an episode to see."""
+"""The shapes: contract, policy, a batch to train on and an episode to see."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from policies.flow import FlowPolicy
 from policies.mobile import MobilePolicy
 from policies.video import VideoPolicy
 from policies.vision_language import VisionLanguagePolicy
+from policies.vjepa2_head import HEAD_CONFIG, head_loss
 
 from reflexarc.contract import (
     Camera,
@@ -31,7 +32,8 @@ from reflexarc.contract.policy_contract import (
 from reflexarc.policy.interface import Task
 from reflexarc.policy.language import LanguageEmbeddings
 from reflexarc.policy.processing import Processor
-from reflexarc.policy.windows import join_rows, pad_window
+from reflexarc.policy.vjepa2_head.model import VJEPA2Head
+from reflexarc.policy.windows import join_rows, pad_window, with_clips
 from reflexarc.training.objective import Batch
 
 INSTRUCTIONS = ("pick up the milk", "put the red bowl on the plate", "drive")
@@ -59,11 +61,18 @@ class Shape:
     def build(self) -> Any:
         """Trained weights random, the same at every call."""
         torch.manual_seed(7)
+        if self.policy is VJEPA2Head:
+            return VJEPA2Head(HEAD_CONFIG, self.contract, None)
         if self.policy is not FlowPolicy:
             return self.policy(TinyConfig(), self.contract)
         vectors = torch.randn(len(INSTRUCTIONS), 16)
         language = LanguageEmbeddings(INSTRUCTIONS, vectors, "random")
         return FlowPolicy(TinyConfig(), self.contract, language)
+
+    def loss(self, policy: Any) -> torch.Tensor:
+        """Of one batch, the same at every call."""
+        batch = training_batch(self, policy)
+        return head_loss(policy, batch) if self.policy is VJEPA2Head else policy.loss(batch, seed=1)
 
     def statistics(self) -> NormalizationStatistics:
         rng = np.random.default_rng(0)
@@ -89,6 +98,17 @@ SHAPES = {
             VideoPolicy,
             cameras=(FRONT,),
             history=History(frames=16, states=5, stride=1),
+            needs_language=False,
+            needs_goal_image=True,
+        ),
+        replan_steps=4,
+    ),
+    "vjepa2_head": Shape(
+        VJEPA2Head,
+        _contract(
+            VJEPA2Head,
+            cameras=libero_cameras(32, 32),
+            history=History(frames=4, states=3, stride=2),
             needs_language=False,
             needs_goal_image=True,
         ),
@@ -189,6 +209,7 @@ def training_batch(shape: Shape, policy: Any, rows: int = 3) -> Batch:
         frames.append({p: {n: r[0] for n, r in row.items()} for p, row in rows_of.items()})
         states.append({p: processor.normalize_state(o.state) for p, o in seen.items()})
     window, valid = pad_window(contract.history, steps, frames, states)
+    window = with_clips(policy, window, valid)
     action = contract.action
     actions = torch.rand(rows, action.horizon, action.dimension) * 2 - 1
     if action.gripper is not None:
