@@ -76,6 +76,10 @@ def train(
         Path | None,
         typer.Option(help="JSON file for --engine deepspeed, instead of the packaged one."),
     ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --dry-run: estimate for so many processes."),
+    ] = None,
 ) -> None:
     """Train a policy; the last and the best checkpoint stand in the run's folder."""
     require("reflexarc train", "train", "torch", "h5py", "yaml", "safetensors", "tqdm")
@@ -103,11 +107,20 @@ def train(
     if resume and fresh:
         raise ConfigError("give --resume or --fresh, not both")
     keep_freed_memory()
-    processes = join_processes(engine, device, deepspeed_config=deepspeed_config)
+    if processes is not None and not dry_run:
+        raise ConfigError(
+            "--processes is for --dry-run; torchrun starts several", field="processes"
+        )
+    # A plan for several is made by one, whatever the engine.
+    joined = join_processes(
+        "auto" if processes else engine,
+        device,
+        deepspeed_config=None if processes else deepspeed_config,
+    )
     use_threads(threads)
-    console = Console(quiet=not processes.is_first)
+    console = Console(quiet=not joined.is_first)
     loaded = load_recipe(recipe, set_ or [], stage=stage, from_scratch=from_scratch)
-    check_recipe(processes, loaded)
+    check_recipe(joined, loaded)
     if data:
         paths = tuple(path.absolute() for path in data)
         changed = loaded.data.model_copy(update={"paths": paths})
@@ -119,9 +132,12 @@ def train(
     planned = plan(
         loaded,
         output,
-        device=processes.device,
+        device=joined.device,
         feature_cache=feature_cache,
         init_from=init_from,
+        engine=_planned(engine) if processes else joined.name,
+        world=processes or joined.world,
+        timed=dry_run,
     )
     console.print(plan_table(planned.preparation, planned.estimate))
     if dry_run:
@@ -129,13 +145,13 @@ def train(
         console.print(module_table(loaded, prepared.policy, prepared.objective))
         return
     check_space(planned)  # before --fresh removes anything
-    processes.wait()  # until all have looked at what stood there
-    with exclusive(output) if processes.is_first else nullcontext():
-        if processes.is_first:
+    joined.wait()  # until all have looked at what stood there
+    with exclusive(output) if joined.is_first else nullcontext():
+        if joined.is_first:
             open_run_folder(loaded, output, resume=resume, fresh=fresh)
-        processes.wait()
-        outcome = execute(planned, RunFolder(output), log=console.print, engine=processes)
-    processes.close()
+        joined.wait()
+        outcome = execute(planned, RunFolder(output), log=console.print, engine=joined)
+    joined.close()
     console.print(summary_table(outcome, output))
     if outcome.stopped_by is not None:
         console.print(
@@ -143,6 +159,17 @@ def train(
             "command and --resume."
         )
         raise typer.Exit(128 + outcome.stopped_by.value)
+
+
+def _planned(engine: str) -> str:
+    """The engine of processes that are only planned."""
+    from reflexarc.training.distributed.launch import ENGINES
+
+    if engine not in ENGINES:
+        raise ConfigError(
+            f"--engine is {engine!r}; it is one of {', '.join(ENGINES)}", field="engine"
+        )
+    return "ddp" if engine == "auto" else engine
 
 
 def _own_folder(name: str, seed: int, *, resume: bool) -> Path:

@@ -1,14 +1,14 @@
-"""What a run will cost, before it starts: steps, parameters, memory, disk."""
+"""What a run will cost, before it starts: steps, parameters, memory, time, disk."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
-from torch import Tensor
 
 from reflexarc.contract.errors import ConfigError
 from reflexarc.policy.checkpoint import trained_weights
@@ -16,9 +16,15 @@ from reflexarc.policy.interface import Policy
 from reflexarc.training.feature_store.building import existing_parent, free_disk
 from reflexarc.training.feature_store.dtypes import to_stored
 from reflexarc.training.feature_store.embedding import embed_episode
+from reflexarc.training.feature_store.holding import place_of
 from reflexarc.training.feature_store.store import find_features
-from reflexarc.training.freezing import set_training_mode
-from reflexarc.training.objective import Objective
+from reflexarc.training.memory_estimate import (
+    MemoryParts,
+    divided,
+    measure_step,
+    rows_of_a_pass,
+)
+from reflexarc.training.objective import Batch, Objective
 from reflexarc.training.optimization import trained_parameters
 from reflexarc.training.preparation import Preparation
 from reflexarc.training.samples import BatchOrder, BatchSource
@@ -32,8 +38,10 @@ class Estimate:
     """Sizes in bytes, counts otherwise.
 
     Attributes:
-        memory: what training adds to the process (gradients, moments, averages and the
-            activations of one batch) and, on the CPU, what the process holds already.
+        memory: of one process, part by part.
+        rows: samples that one process computes at once.
+        step_seconds: forward and backward passes of one optimiser step, on this device and without
+            what processes send each other; None where it was not measured.
         checkpoint: the newest checkpoint, with its training state.
         features: frame features on disk; ``features_cached`` when they are there already.
         disk_needed: two checkpoints while the newest is written, those kept, and the features where
@@ -48,7 +56,9 @@ class Estimate:
     total_steps: int
     trained_parameters: int
     frozen_parameters: int
-    memory: int
+    memory: MemoryParts
+    rows: int
+    step_seconds: float | None
     checkpoint: int
     features: int
     features_cached: bool
@@ -56,8 +66,23 @@ class Estimate:
     disk_free: int
 
 
-def estimate(preparation: Preparation, output: Path, feature_cache: Path) -> Estimate:
-    """Measure on two real frames and one small batch; writes nothing."""
+def estimate(
+    preparation: Preparation,
+    output: Path,
+    feature_cache: Path,
+    *,
+    engine: str = "single",
+    world: int = 1,
+    timed: bool = False,
+) -> Estimate:
+    """Measure on two real frames and small batches; writes nothing.
+
+    Args:
+        engine: its name, see :mod:`reflexarc.training.distributed`.
+        world: processes that would share the run; it is measured on this one alone.
+        timed: whether to measure seconds too.
+    """
+    held = _held_already(preparation.policy)
     recipe = preparation.recipe
     policy = preparation.policy
     sizes = _sizes(policy, preparation.objective)
@@ -69,7 +94,9 @@ def estimate(preparation: Preparation, output: Path, feature_cache: Path) -> Est
         recipe.training.seed,
         preparation.sample_weights(preparation.train_episodes),
     )
-    frame_bytes, activation_bytes = _probe(preparation)
+    frame_bytes, source = _probe(preparation)
+    cost = measure_step(recipe, policy, preparation.objective, partial(_batch, source), timed=timed)
+    rows = rows_of_a_pass(recipe, order.batch_size, world)
     cached = find_features(feature_cache, preparation.feature_key)
     averages = sizes.trained_policy if recipe.training.ema_decay is not None else 0
     # What is served, and the objective's own for a probe; the same as they are, and two moments.
@@ -80,6 +107,14 @@ def estimate(preparation: Preparation, output: Path, feature_cache: Path) -> Est
     milestones = total_steps // (loop.keep_every * unit) if loop.keep_every else 0
     kept = loop.keep_best + milestones
     features = frame_bytes * (train + held_out)
+    parts = divided(policy, preparation.objective, engine, world, averaged=averages > 0)
+    on_device = place_of(features, policy.device) == ("cpu" if held else policy.device.type)
+    memory = MemoryParts(
+        process=max(0, held - _weight_bytes(policy)),
+        activations=cost.activations(rows),
+        features=features if on_device else 0,
+        **parts,
+    )
     disks = (existing_parent(path).stat().st_dev for path in (output, feature_cache))
     elsewhere = len(set(disks)) > 1  # the store looks at its own disk before it computes
     return Estimate(
@@ -90,9 +125,9 @@ def estimate(preparation: Preparation, output: Path, feature_cache: Path) -> Est
         total_steps=total_steps,
         trained_parameters=sizes.trained,
         frozen_parameters=sizes.everything - sizes.trained,
-        memory=_held_already(policy)
-        + _FLOAT * (3 * sizes.trained + averages)
-        + activation_bytes * order.batch_size,
+        memory=memory,
+        rows=rows,
+        step_seconds=cost.seconds and cost.seconds * rows * loop.accumulate,
         checkpoint=checkpoint,
         features=features,
         features_cached=cached is not None,
@@ -136,8 +171,8 @@ def check_disk(found: Estimate, output: Path) -> None:
         )
 
 
-def _probe(preparation: Preparation) -> tuple[int, int]:
-    """Bytes of features a frame, and of activations a sample, kept for the backward pass."""
+def _probe(preparation: Preparation) -> tuple[int, BatchSource]:
+    """Bytes of features a frame, and samples that read a few frames alone."""
     episode = preparation.train_episodes[0]
     count = min(_PROBE_FRAMES, len(episode.image_steps))
     preparation.policy.eval()
@@ -157,36 +192,18 @@ def _probe(preparation: Preparation) -> tuple[int, int]:
     if few.future is not None:
         later = replace(few.future, frame_row=few.future.frame_row % count)
         few = replace(few, future=later)
-    batch = BatchSource(few, features, preparation.task_of(episode)).batch(torch.arange(count))
+    return frame_bytes, BatchSource(few, features, preparation.task_of(episode))
 
-    kept: dict[int, int] = {}  # a storage that several nodes keep is counted once
 
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    policy, objective = preparation.policy, preparation.objective
-    draws = objective.draw(batch, torch.Generator().manual_seed(0))
-    weights = {p.untyped_storage().data_ptr() for p in policy.parameters()}
-    set_training_mode(policy, objective, preparation.recipe.freeze)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        losses = objective(
-            policy,
-            batch.to(policy.device),
-            {name: values.to(policy.device) for name, values in draws.items()},
-        )
-    policy.eval()
-    activations = sum(size for pointer, size in kept.items() if pointer not in weights)
-    del losses
-    return frame_bytes, activations // count
+def _batch(source: BatchSource, rows: int) -> Batch:
+    """A batch of ``rows`` samples, however few there are."""
+    return source.batch(torch.arange(rows) % len(source))
 
 
 def _held_already(policy: Policy) -> int:
-    """Bytes of the weights on an accelerator, or of the whole process on the CPU."""
-    if policy.device.type == "cpu" and sys.platform != "win32":
-        import resource
+    """Bytes of the whole process on a CPU, its weights among them; 0 on an accelerator."""
+    return int(psutil.Process().memory_info().rss) if policy.device.type == "cpu" else 0
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-    return _FLOAT * sum(parameter.numel() for parameter in policy.parameters())
+
+def _weight_bytes(policy: Policy) -> int:
+    return sum(p.numel() * p.element_size() for p in policy.parameters())

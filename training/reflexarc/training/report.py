@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ def plan_table(preparation: Preparation, found: Estimate) -> Table:
         "steps": str(found.total_steps),
         "trainable parameters": f"{found.trained_parameters:,}",
         "frozen parameters": f"{found.frozen_parameters:,}",
-        "estimated memory": _size(found.memory),
+        "estimated memory": _memory(found),
+        **_time(found),
         "checkpoint size": _size(found.checkpoint),
         "frame features": _size(found.features)
         + (" (cached: hit)" if found.features_cached else " (to be computed)"),
@@ -42,6 +44,27 @@ def plan_table(preparation: Preparation, found: Estimate) -> Table:
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _memory(found: Estimate) -> str:
+    """Of one process: the sum, and every part that is a hundredth of it."""
+    whole = found.memory.total
+    lines = [_size(whole)]
+    for field in fields(found.memory):
+        size = getattr(found.memory, field.name)
+        if field.name == "activations":
+            lines.append(f"activations {_size(size)}, of {found.rows} samples at once")
+        elif 100 * size >= whole:
+            lines.append(f"{field.name} {_size(size)}")
+    return "\n".join(lines)
+
+
+def _time(found: Estimate) -> dict[str, str]:
+    if found.step_seconds is None:
+        return {}
+    whole = found.step_seconds * found.total_steps
+    shown = f"{whole / 3600:.1f} h" if whole >= 3600 else f"{whole / 60:.1f} min"
+    return {"estimated time": f"{shown}, {found.step_seconds:.3g} s a step"}
 
 
 def _stage(stage: StageInfo, origin: Mapping[str, Any] | None) -> str:

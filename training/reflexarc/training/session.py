@@ -46,11 +46,15 @@ def plan(
     device: torch.device,
     feature_cache: Path | None = None,
     init_from: Path | None = None,
+    engine: str = "single",
+    world: int = 1,
+    timed: bool = False,
 ) -> Planned:
     """Open the data, build the policy, and estimate the cost; writes nothing.
 
     ``init_from`` is the run or the checkpoint that a later stage takes its weights from. Without
     it they are random: enough for a plan, and for a run that has checkpoints of its own.
+    ``engine``, ``world`` and ``timed`` are for the estimate, see there.
     """
     check_precision(recipe.training.precision, device)
     cache = feature_cache or output.absolute().parent / "feature_cache"
@@ -59,7 +63,8 @@ def plan(
         start = open_start(init_from)
         check_stage(recipe, start)
     preparation = prepare(recipe, device, start=start)
-    return Planned(preparation, estimate(preparation, output, cache), output, cache, device)
+    found = estimate(preparation, output, cache, engine=engine, world=world, timed=timed)
+    return Planned(preparation, found, output, cache, device)
 
 
 def check_start(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -36,12 +37,19 @@ def hold_features(arrays: Mapping[str, FeatureArray], device: torch.device) -> H
 
     A page fault a row costs more than a small policy's whole step, and so does a copy to a device.
     """
-    size = sum(array.nbytes for array in arrays.values())
-    if device.type == "cuda" and size < _COMFORTABLE * torch.cuda.mem_get_info(device)[0]:
+    place = place_of(sum(array.nbytes for array in arrays.values()), device)
+    if place == "cuda":
         return HeldFeatures({n: _load(a).to(device) for n, a in arrays.items()}, f"on {device}")
-    if size < _COMFORTABLE * free_memory():
+    if place == "cpu":
         return HeldFeatures({n: _load(a) for n, a in arrays.items()}, "in memory")
     return HeldFeatures({n: as_rows(a) for n, a in arrays.items()}, "on disk, memory-mapped")
+
+
+def place_of(size: int, device: torch.device) -> Literal["cuda", "cpu", "disk"]:
+    """Where features of ``size`` bytes are held by a process that trains on ``device``."""
+    if device.type == "cuda" and size < _COMFORTABLE * torch.cuda.mem_get_info(device)[0]:
+        return "cuda"
+    return "cpu" if size < _COMFORTABLE * free_memory() else "disk"
 
 
 def free_memory() -> int:
