@@ -57,7 +57,7 @@ def sensitivity(
         for remark in remarks:
             console.print(f"Note: {remark}.")
         console.print(_table(found, len(moments.state)))
-        if len(moments.task.unique()) == 1:
+        if not moments.several_instructions:
             console.print("Note: all frames have one instruction, so language was not swapped.")
     if not all(one.moves for one in found):
         raise typer.Exit(1)

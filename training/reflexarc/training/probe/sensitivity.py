@@ -38,6 +38,10 @@ class Moments:
     task: Tensor
     instructions: tuple[str, ...]
 
+    @property
+    def several_instructions(self) -> bool:
+        return len(set(self.task.tolist())) > 1
+
     def with_other(self, modality: str, partner: Tensor) -> Moments:
         """The same moments with one modality, or all, of the rows ``partner``."""
         everything = modality == EVERYTHING
@@ -125,7 +129,7 @@ def measure_sensitivity(loaded: LoadedPolicy, moments: Moments, seed: int) -> li
     """
     partner = _partners(moments.task, seed)
     cameras = loaded.policy.contract.camera_names
-    modalities = [*([LANGUAGE] if len(moments.task.unique()) > 1 else []), STATE, *cameras]
+    modalities = [*([LANGUAGE] if moments.several_instructions else []), STATE, *cameras]
     before = _answers(loaded, moments, seed)
     after = {
         name: _answers(loaded, moments.with_other(name, partner), seed)
