@@ -65,7 +65,8 @@ def test_bad_demos_end_with_status_2(demonstrations: Path, tmp_path: Path) -> No
     report = tmp_path / "report.json"
     result = inspect(demonstrations, "--json", report)
     assert result.returncode == 2
-    for words in ("error [dataset]", demonstrations.name, "demo_2", "actions[3, 0] is nan"):
+    where = "actions is nan at row 3, dimension 0"
+    for words in ("error [dataset]", demonstrations.name, "demo_2", where):
         assert words in result.stderr
     assert "1, 6 to 6 steps" in result.stdout  # the sound demo is still reported
     (problem,) = json.loads(report.read_text())["files"][0]["problems"]

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from reflexarc.contract.errors import DatasetError
 from reflexarc.data.dataset import FloatRows, FrameIndices, Labels
+from reflexarc.data.finite import require_finite
 from reflexarc.data.libero_layout import (
     ACTION_DIMENSION,
     CAMERA_DATASETS,
@@ -162,15 +163,7 @@ class Episode:
                 f"{self.path}, {self.demo}: {key} gives {rows.shape} rows where "
                 f"{(self.length, width)} were stated on opening; was the file changed?"
             )
-        bad = np.argwhere(~np.isfinite(rows))
-        if len(bad):
-            step, column = (int(i) for i in bad[0])
-            raise DatasetError(
-                f"{self.path}, {self.demo}: {key}[{step + first}, {column}] is "
-                f"{rows[step, column]} ({len(bad)} such values); remove or re-collect this demo",
-                field=key,
-            )
-        return rows
+        return require_finite(rows, f"{self.path}, {self.demo}", key, first_row=first)
 
     def identity(self) -> list[Any]:
         """What a dataset's fingerprint says of this episode beside its actions."""

@@ -28,7 +28,6 @@ import numpy.typing as npt
 
 from reflexarc.contract.errors import DatasetError
 from reflexarc.contract.policy_contract import (
-    LIBERO_STATES,
     ActionSpec,
     Orientation,
     StateSpec,
@@ -43,11 +42,13 @@ from reflexarc.data.libero_layout import (
     Alignment,
     FileKind,
     describe_file,
+    libero_state_spec,
     natural_key,
     open_hdf5,
     read_dataset,
     require_dataset,
 )
+from reflexarc.data.presence import exists
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,7 @@ class LiberoDataset:
 
     def state_spec(self, layout: str) -> StateSpec:
         """The state in one of LIBERO's layouts; DatasetError for another."""
-        if layout not in LIBERO_STATES:
-            raise DatasetError(
-                f"state layout {layout!r} is unknown; known: {', '.join(LIBERO_STATES)}",
-                field="layout",
-            )
-        return LIBERO_STATES[layout]
+        return libero_state_spec(layout)
 
     def action_spec(self, horizon: int) -> ActionSpec:
         """LIBERO's action."""
@@ -123,7 +119,7 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
     """The HDF5 files that ``paths`` name, directories searched, hidden files left out."""
     found: list[Path] = []
     for path in map(Path, paths):
-        if path.is_dir():
+        if exists(path) and path.is_dir():
             inside = [
                 file
                 for file in path.rglob("*.hdf5")

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reflexarc.contract.errors import DatasetError
+from reflexarc.contract.policy_contract import LIBERO_STATES, StateSpec
 
 Alignment = Literal["before_action", "after_action"]
 ALIGNMENTS: tuple[Alignment, ...] = ("before_action", "after_action")
@@ -32,6 +33,16 @@ STATE_PARTS: Mapping[str, tuple[tuple[str, int], ...]] = {
 }
 # What h5py raises for files that are cut short, overwritten or of another format.
 _HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
+
+
+def libero_state_spec(layout: str) -> StateSpec:
+    """The state in one of LIBERO's layouts; DatasetError for another."""
+    if layout not in LIBERO_STATES:
+        raise DatasetError(
+            f"state layout {layout!r} is unknown; known: {', '.join(LIBERO_STATES)}",
+            field="layout",
+        )
+    return LIBERO_STATES[layout]
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,16 @@ def mix(parts: Sequence[EpisodeDataset], names: Sequence[str], layout: str) -> E
                     "state, action and cameras of data.sources",
                     field="data.sources",
                 )
+    for part, name in zip(parts, names, strict=True):
+        if not part.cameras:
+            absent = ", ".join(getattr(part, "absent_cameras", ()))
+            declared = (
+                f": info.json declares {absent}, but there is no file of it" if absent else ""
+            )
+            raise DatasetError(
+                f"{name} has no camera{declared}; copy the dataset again, whole",
+                field="cameras",
+            )
     mixture = Mixture(tuple(parts))
     if not mixture.cameras:
         raise DatasetError(

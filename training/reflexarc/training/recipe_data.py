@@ -16,6 +16,7 @@ from reflexarc.data.lerobot.mapping import UNLIMITED, ActionMeaning
 from reflexarc.data.lerobot.recipe_names import RecipeNames
 from reflexarc.data.libero_hdf5 import LiberoDataset, open_libero
 from reflexarc.data.mixture import mix
+from reflexarc.data.presence import exists
 from reflexarc.training.config import Recipe
 from reflexarc.training.config_data import DataConfig, SourceConfig
 
@@ -118,7 +119,7 @@ def _open_parts(
         SourceConfig(path=path) for path in config.paths or (Path("datasets") / config.suite,)
     )
     for source in sources:
-        if not source.path.exists():
+        if not exists(source.path):
             made = "generate" if config.suite == "generated" else f"collect --suite {config.suite}"
             raise DatasetError(
                 f"there is no {source.path}: name the demonstrations with --data PATH, or make "

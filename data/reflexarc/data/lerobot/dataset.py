@@ -25,6 +25,7 @@ from reflexarc.data.lerobot.mapping import ActionMeaning, Mapping, make_mapping
 from reflexarc.data.lerobot.parquet import COLUMNS, count_rows
 from reflexarc.data.lerobot.records import EpisodeRecord, Listing
 from reflexarc.data.lerobot.video import TOLERANCE, check_whole
+from reflexarc.data.presence import is_file
 
 _INDEX, _TASK = "episode_index", "task_index"
 _MANY = 200  # files whose check takes long enough to be watched
@@ -112,7 +113,7 @@ class LeRobotDataset:
 
 def is_lerobot(path: Path) -> bool:
     """Whether ``path`` is a LeRobot dataset's folder."""
-    return (path / INFO_PATH).is_file()
+    return is_file(path / INFO_PATH)
 
 
 def open_lerobot(

@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from reflexarc.contract.errors import DatasetError
 from reflexarc.data.dataset import FloatRows, FrameIndices, Labels
+from reflexarc.data.finite import require_finite
 from reflexarc.data.lerobot.info import Slice
 from reflexarc.data.lerobot.mapping import Mapping
 from reflexarc.data.lerobot.parquet import COLUMNS, read_cells
@@ -22,6 +23,7 @@ from reflexarc.data.lerobot.records import EpisodeRecord
 from reflexarc.data.lerobot.video import DECODERS, TOLERANCE
 
 TIMESTAMP = "timestamp"
+_RATE_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -152,11 +154,29 @@ class LeRobotEpisode:
             row = int(np.argmax(steps <= 0))
             raise DatasetError(
                 f"{self.record.data_file}, {self.demo}: timestamp does not increase after row "
-                f"{row}: {times[row]:g}, {times[row + 1]:g}",
+                f"{row}: {times[row]:g}, {times[row + 1]:g}; correct it, or leave this episode "
+                "out",
                 field=TIMESTAMP,
             )
+        self._check_rate(steps)
         since: FloatRows = times - times[0]
         return since
+
+    def _check_rate(self, steps: FloatRows) -> None:
+        """Actions are executed at the rate of ``info.json``; rows recorded at another mean others.
+
+        Single frames may be missing, so the median of the steps counts.
+        """
+        if not len(steps):
+            return
+        step, expected = float(np.median(steps)), 1 / self.mapping.fps
+        if not expected * (1 - _RATE_TOLERANCE) <= step <= expected * (1 + _RATE_TOLERANCE):
+            raise DatasetError(
+                f"{self.record.data_file}, {self.demo}: rows lie {step:.4g} s apart "
+                f"({1 / step:.4g} a second), info.json says fps is {self.mapping.fps:g}; correct "
+                "fps there, or the timestamps",
+                field="fps",
+            )
 
     def identity(self) -> list[Any]:
         """Names, length, instruction, what is mapped to what, and the sizes of the videos."""
@@ -224,7 +244,11 @@ class LeRobotEpisode:
         try:
             rows = np.asarray(column[first : first + self.length], dtype=np.float64)
         except (TypeError, ValueError) as error:
-            raise DatasetError(f"{file}: {key} is not numeric: {error}", field=key) from error
+            raise DatasetError(
+                f"{file}: {key} is not numeric ({error}); name another part of the data in its "
+                "place, or record it as numbers",
+                field=key,
+            ) from error
         rows = rows.reshape(len(rows), -1)
         if len(rows) != self.length:
             raise DatasetError(
@@ -232,12 +256,11 @@ class LeRobotEpisode:
                 f"{self.length}; copy the dataset again",
                 field=key,
             )
-        bad = np.argwhere(~np.isfinite(rows))
-        if len(bad):
-            row, dimension = (int(i) for i in bad[0])
+        width = self.mapping.widths.get(key, rows.shape[1])
+        if rows.shape[1] != width:
             raise DatasetError(
-                f"{file}, {self.demo}: {key} is {rows[row, dimension]} at row {row}, dimension "
-                f"{dimension} ({len(bad)} such values); remove or record this episode again",
+                f"{file}, {self.demo}: rows of {key} have {rows.shape[1]} values, info.json says "
+                f"{width}; correct its shape there, or leave this episode out",
                 field=key,
             )
-        return rows
+        return require_finite(rows, f"{file}, {self.demo}", key)

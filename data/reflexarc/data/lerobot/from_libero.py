@@ -16,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from reflexarc.contract.errors import DatasetError
-from reflexarc.contract.policy_contract import LIBERO_STATES, ActionSpec, StateSpec, libero_action
+from reflexarc.contract.policy_contract import ActionSpec, StateSpec, libero_action
 from reflexarc.data.lerobot.episode import LiberoColumns
 from reflexarc.data.lerobot.info import DatasetInfo, Slice, read_json
 from reflexarc.data.lerobot.parquet import COLUMNS, column_names
 from reflexarc.data.lerobot.records import EpisodeRecord
-from reflexarc.data.libero_layout import STATE_PARTS
+from reflexarc.data.libero_layout import STATE_PARTS, libero_state_spec
+from reflexarc.data.presence import is_file
 
 MANIFEST = "meta/libero.json"
 PREFIX = "libero."
@@ -49,12 +50,7 @@ class LiberoFolder:
     images: Mapping[str, Any]
 
     def state_spec(self, layout: str) -> StateSpec:
-        if layout not in LIBERO_STATES:
-            raise DatasetError(
-                f"state layout {layout!r} is unknown; known: {', '.join(LIBERO_STATES)}",
-                field="layout",
-            )
-        return LIBERO_STATES[layout]
+        return libero_state_spec(layout)
 
     def action_spec(self, horizon: int) -> ActionSpec:
         return libero_action(horizon)
@@ -91,7 +87,7 @@ class LiberoFolder:
 def read_libero_folder(info: DatasetInfo) -> LiberoFolder | None:
     """None for a dataset that did not come from LIBERO's HDF5 files."""
     path = info.root / MANIFEST
-    if not path.is_file():
+    if not is_file(path):
         return None
     values = read_json(path)
     if values.get("format") != FORMAT:

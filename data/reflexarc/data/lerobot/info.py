@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from reflexarc.contract.errors import DatasetError
+from reflexarc.data.presence import not_allowed
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 INFO_PATH, MODALITY_PATH = "meta/info.json", "meta/modality.json"
@@ -141,8 +143,11 @@ def read_info(root: Path) -> DatasetInfo:
             f"{root / INFO_PATH} is not as LeRobot writes it: {type(error).__name__} {error}",
             field=str(error.args[0]) if isinstance(error, KeyError) else None,
         ) from error
-    if fps <= 0:
-        raise DatasetError(f"{root / INFO_PATH}: fps is {fps}, must be positive", field="fps")
+    if not (fps > 0 and math.isfinite(fps)):
+        raise DatasetError(
+            f"{root / INFO_PATH}: fps is {fps:g}; write the rows a second, a number above 0",
+            field="fps",
+        )
     return info
 
 
@@ -152,8 +157,12 @@ def read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DatasetError(f"{path} does not exist; copy the dataset again, whole") from None
+    except PermissionError as error:
+        raise not_allowed(path, error) from error
     except (OSError, ValueError) as error:
-        raise DatasetError(f"{path} cannot be read as JSON: {error}") from error
+        raise DatasetError(
+            f"{path} cannot be read as JSON ({error}); copy it again, or correct it"
+        ) from error
     if not isinstance(values, dict):
         raise DatasetError(f"{path} must hold a JSON map, holds {type(values).__name__}")
     return values
@@ -204,15 +213,29 @@ def _read_modality(root: Path, features: Mapping[str, Feature]) -> Modality:
         return Modality(
             state=_slices(values.get("state") or {}, "observation.state", features, path),
             action=_slices(values.get("action") or {}, "action", features, path),
-            cameras={
-                name: str(value.get("original_key", f"observation.images.{name}"))
-                for name, value in (values.get("video") or {}).items()
-            },
+            cameras=_cameras(values.get("video") or {}, features, path),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DatasetError(
             f"{path} is not as GR00T writes it: {type(error).__name__} {error}"
         ) from error
+
+
+def _cameras(
+    stated: Mapping[str, Any], features: Mapping[str, Feature], path: Path
+) -> dict[str, str]:
+    cameras = {}
+    for name, value in stated.items():
+        key = str(value.get("original_key", f"observation.images.{name}"))
+        if key not in features:
+            known = ", ".join(key for key, feature in features.items() if feature.is_image)
+            raise DatasetError(
+                f"{path}: camera {name!r} is {key!r}, which info.json does not declare; it "
+                f"declares: {known or 'no cameras'}. Correct its original_key, or remove it",
+                field=name,
+            )
+        cameras[name] = key
+    return cameras
 
 
 def _slices(
@@ -224,11 +247,17 @@ def _slices(
             str(value.get("original_key", default)), int(value["start"]), int(value["end"])
         )
         feature = features.get(part.key)
+        if feature is None:
+            raise DatasetError(
+                f"{path}: part {name!r} is of {part.key!r}, which info.json does not declare; it "
+                f"declares: {', '.join(features)}. Correct its original_key, or remove it",
+                field=name,
+            )
         width = feature.shape[0] if feature is not None and len(feature.shape) == 1 else 0
         if not 0 <= part.start < part.end <= width:
             raise DatasetError(
                 f"{path}: part {name!r} is {part.key}[{part.start}:{part.end}], outside the "
-                f"{width} columns of that feature",
+                f"{width} columns of that feature; correct it by the features of info.json",
                 field=name,
             )
         slices[name] = part

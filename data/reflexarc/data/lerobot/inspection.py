@@ -75,8 +75,7 @@ def inspect_lerobot(
     for episode in dataset.episodes:
         on_episode(episode.demo)
         try:
-            states.append(episode.states(dataset.layout("eef3+axisangle3+fingers2")))
-            actions.append(episode.actions())
+            rows = episode.states(dataset.layout("eef3+axisangle3+fingers2")), episode.actions()
             report.remarks += _time_remarks(episode)
             _check_frames(episode, read_images)
         except DatasetError as error:
@@ -84,6 +83,8 @@ def inspect_lerobot(
             report.problems.append(problem)
             continue
         usable.append(episode)
+        states.append(rows[0])
+        actions.append(rows[1])
     if usable:
         _summarise(report, usable)
         layout = dataset.layout("eef3+axisangle3+fingers2")
@@ -106,6 +107,12 @@ def _describe(report: LeRobotReport, dataset: LeRobotDataset) -> None:
     depth = [key for key, feature in info.features.items() if feature.is_depth]
     if depth:
         report.remarks.append(f"depth maps are not read: {', '.join(depth)}")
+    if dataset.absent_cameras and not dataset.cameras:
+        listed = ", ".join(dataset.absent_cameras)
+        message = (
+            f"info.json declares {listed}, but there is no file of any; copy the dataset again"
+        )
+        report.problems.append(Problem(str(info.root), "", dataset.absent_cameras[0], message))
     first = dataset.episodes[0]
     for name, feature in dataset.mapping.cameras.items():
         height, width = first.image_sizes[name]

@@ -54,6 +54,7 @@ class Mapping:
         state, action: parts in the order of the contract's vectors.
         cameras: the contract's name to the feature.
         fps: rows a second.
+        widths: declared columns of each feature that is used.
     """
 
     state: tuple[Part, ...]
@@ -61,6 +62,7 @@ class Mapping:
     cameras: AnyMapping[str, str]
     fps: float
     meaning: ActionMeaning = field(default_factory=ActionMeaning)
+    widths: AnyMapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def state_spec(self) -> StateSpec:
@@ -124,12 +126,16 @@ def make_mapping(
     Raises:
         DatasetError: naming what the dataset does not have, and what it has.
     """
+    state_parts = _parts(info, state, info.modality.state, STATE_KEY)
+    action_parts = _parts(info, action, info.modality.action, ACTION_KEY)
+    used = {part.columns.key for part in (*state_parts, *action_parts)}
     return Mapping(
-        state=_parts(info, state, info.modality.state, STATE_KEY),
-        action=_parts(info, action, info.modality.action, ACTION_KEY),
+        state=state_parts,
+        action=action_parts,
         cameras=_cameras(info, absent_cameras, cameras),
         fps=info.fps,
         meaning=meaning or ActionMeaning(),
+        widths={key: info.features[key].shape[0] for key in used},
     )
 
 

@@ -19,24 +19,23 @@ from reflexarc.data.lerobot.records import (
     check_indices,
     require_files,
 )
+from reflexarc.data.presence import is_file, not_allowed
 
 
 def list_episodes(info: DatasetInfo) -> Listing:
     """Read ``episodes.jsonl`` and ``tasks.jsonl``; DatasetError naming file and line."""
     episodes_path, tasks_path = (info.root / f"meta/{n}.jsonl" for n in ("episodes", "tasks"))
     tasks = {
-        int(_value(line, "task_index", tasks_path)): str(_value(line, "task", tasks_path))
+        _integer(line, "task_index", tasks_path): str(_value(line, "task", tasks_path))
         for line in _lines(tasks_path)
     }
     rows = _lines(episodes_path)
-    indices = [int(_value(row, "episode_index", episodes_path)) for row in rows]
-    lengths = [int(_value(row, "length", episodes_path)) for row in rows]
+    indices = [_integer(row, "episode_index", episodes_path) for row in rows]
+    lengths = [_integer(row, "length", episodes_path) for row in rows]
     check_indices(info, indices, lengths)
     videos = [key for key, feature in info.image_features.items() if feature.dtype == "video"]
     present = [
-        key
-        for key in videos
-        if any(_path(info, info.video_path, i, key).is_file() for i in indices)
+        key for key in videos if any(is_file(_path(info, info.video_path, i, key)) for i in indices)
     ]
     records = [
         EpisodeRecord(
@@ -71,8 +70,12 @@ def _path(info: DatasetInfo, template: str, index: int, video: str = "") -> Path
 def _lines(path: Path) -> list[dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DatasetError(f"{path} does not exist; copy the dataset again, whole") from None
+    except PermissionError as error:
+        raise not_allowed(path, error) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path} cannot be read: {error}") from error
+        raise DatasetError(f"{path} cannot be read ({error}); copy it again") from error
     rows = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
@@ -80,11 +83,24 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise DatasetError(f"{path}, line {number} is not JSON: {error}") from error
+            raise DatasetError(
+                f"{path}, line {number} is not JSON ({error}); copy it again, or correct the line"
+            ) from error
         if not isinstance(row, dict):
             raise DatasetError(f"{path}, line {number} is no JSON map")
         rows.append(row)
     return rows
+
+
+def _integer(row: dict[str, Any], key: str, path: Path) -> int:
+    value = _value(row, key, path)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise DatasetError(
+            f"{path}: {key} is {value!r} where a whole number is needed; correct the line "
+            f"{str(row)[:120]}",
+            field=key,
+        )
+    return value
 
 
 def _value(row: dict[str, Any], key: str, path: Path) -> Any:

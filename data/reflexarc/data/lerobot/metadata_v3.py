@@ -18,6 +18,7 @@ from reflexarc.data.lerobot.records import (
     check_indices,
     require_files,
 )
+from reflexarc.data.presence import is_file
 
 EPISODES_FOLDER, TASKS_PATH = "meta/episodes", "meta/tasks.parquet"
 
@@ -30,7 +31,7 @@ def list_episodes(info: DatasetInfo) -> Listing:
     videos = [key for key, feature in info.image_features.items() if feature.dtype == "video"]
     spans = [{key: _span(info, key, row) for key in videos} for row in rows]
     present = [
-        key for key in videos if any(s is not None and s.path.is_file() for s in _of(spans, key))
+        key for key in videos if any(s is not None and is_file(s.path) for s in _of(spans, key))
     ]
     records = []
     for row, found in zip(rows, spans, strict=True):

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from reflexarc.contract.errors import DatasetError
+from reflexarc.data.presence import is_forbidden, not_allowed
 
 _KEPT_COLUMNS = 32
 _PARQUET_ERRORS = (pa.ArrowException, OSError, EOFError)
@@ -125,7 +126,8 @@ def _to_numpy(column: Any, path: Path, name: str) -> Column:
         sizes = pc.unique(pc.list_value_length(column)).to_pylist()
         if len(sizes) != 1:
             raise DatasetError(
-                f"{path}: the rows of {name} differ in length: {sorted(map(str, sizes))[:5]}",
+                f"{path}: the rows of {name} differ in length: {sorted(map(str, sizes))[:5]}; "
+                "every row needs as many values: record this episode again, or leave it out",
                 field=name,
             )
         lengths.append(int(sizes[0]))
@@ -135,6 +137,8 @@ def _to_numpy(column: Any, path: Path, name: str) -> Column:
 
 
 def _broken(path: Path, error: BaseException) -> DatasetError:
+    if is_forbidden(error):
+        return not_allowed(path, error)
     return DatasetError(
         f"{path} cannot be read as parquet ({error}); it is truncated, still being written or of "
         "another format: copy it again"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from reflexarc.contract.errors import DatasetError
 from reflexarc.data.lerobot.info import DatasetInfo
+from reflexarc.data.presence import is_file
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def require_files(info: DatasetInfo, records: Sequence[EpisodeRecord]) -> None:
     seen: set[Path] = set()
     for record in records:
         for path in (record.data_file, *(span.path for span in record.videos.values())):
-            if path not in seen and not path.is_file():
+            if path not in seen and not is_file(path):
                 raise DatasetError(
                     f"{path} does not exist, but {info.root / 'meta'} says that {record.name} lies "
                     "there; copy the dataset again, whole",

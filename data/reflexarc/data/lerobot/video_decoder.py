@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from reflexarc.contract.errors import DatasetError
 from reflexarc.data.lerobot.wanted_frames import Colours, WantedFrames
+from reflexarc.data.presence import is_forbidden, not_allowed
 
 TOLERANCE = 1e-3
 """Seconds that a frame may lie from the time asked for. Containers round to 1 ms at most."""
@@ -240,6 +241,8 @@ class VideoDecoder:
 
 def broken_video(path: Path, error: BaseException, where: str = "") -> DatasetError:
     """The error for a file that cannot be read as a video."""
+    if is_forbidden(error):
+        return not_allowed(path, error)
     return DatasetError(
         f"{path} cannot be decoded {where}({error}); it is truncated, still being written or of "
         "another format: copy it again"
