@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from reflexarc.cli.diagnosis.finding import Finding, ask_python
+from reflexarc.cli.diagnosis.scans import judge_scans
 
 _TIMEOUT = 120.0
 _ASK = """
@@ -42,6 +43,12 @@ try:
     except Exception as error:
         found["mamba"] = found.get("mamba", "installed")
         found["mamba_error"] = f"{type(error).__name__}: {error}"
+    try:
+        from reflexarc.policy.layers.selective_scan.choice import report
+        kinds = ["cpu", "cuda"] if found["devices"] else ["cpu"]
+        found["scans"] = {kind: report(kind) for kind in kinds}
+    except Exception as error:
+        found["scans"] = {"cpu": {"error": f"{type(error).__name__}: {error}"}}
 except Exception as error:
     found["error"] = f"{type(error).__name__}: {error}"
 print(json.dumps(found))
@@ -83,7 +90,7 @@ def judge_torch(found: dict[str, Any], driver: str | None) -> list[Finding]:
     else:
         findings.append(Finding("torch", "ok", said + (f"; driver {driver}" if driver else "")))
     findings += [_device(number, one) for number, one in enumerate(found["devices"])]
-    return findings + _mamba(found)
+    return findings + _mamba(found) + judge_scans(found.get("scans", {}))
 
 
 def _device(number: int, one: dict[str, Any]) -> Finding:
@@ -99,19 +106,19 @@ def _device(number: int, one: dict[str, Any]) -> Finding:
 
 
 def _mamba(found: dict[str, Any]) -> list[Finding]:
-    """mamba-ssm speeds up the scan on CUDA; without it the blocked scan gives the same results."""
+    """mamba-ssm speeds up the scan on CUDA; without it another one gives the same results."""
     if "mamba_error" in found:
         mend = (
             "build it against this torch: pip install --no-build-isolation --force-reinstall "
-            "mamba-ssm causal-conv1d; until then the blocked scan is used"
+            "mamba-ssm causal-conv1d; until then another scan is used"
         )
         said = f"{found.get('mamba')}, its kernels cannot be imported: {found['mamba_error']}"
         return [Finding("mamba-ssm", "note", said[:400], mend)]
     if "mamba" in found:
         return [Finding("mamba-ssm", "ok", f"{found['mamba']}, kernels import")]
     if found["devices"]:
-        mend = "for a faster scan: pip install --no-build-isolation mamba-ssm causal-conv1d"
-        return [Finding("mamba-ssm", "note", "not installed; the blocked scan is used", mend)]
+        mend = "to use it: pip install --no-build-isolation mamba-ssm causal-conv1d"
+        return [Finding("mamba-ssm", "note", "not installed; another scan is used", mend)]
     return [Finding("mamba-ssm", "ok", "not installed, and without CUDA not used")]
 
 

@@ -90,6 +90,23 @@ def backend_for(device: torch.device, dtype: torch.dtype = torch.float32) -> Bac
     return _automatic(device.type) if name == "auto" else _named(name, device.type)
 
 
+def report(device: str) -> dict[str, object]:
+    """What runs on a kind of device, and why what comes before it does not; for diagnosis."""
+    why: dict[str, str] = {}
+    found: dict[str, object] = {"why_not": why}
+    try:
+        found["name"] = backend_for(torch.device(device)).name
+    except ScanUnavailableError as error:
+        found["error"] = error.message
+    for name in _BY_DEVICE.get(device, ()):
+        try:
+            make(name)
+            break
+        except ScanUnavailableError as error:
+            why[name] = error.message
+    return found
+
+
 @cache
 def make(name: str) -> Backend:
     """The backend of this name.
