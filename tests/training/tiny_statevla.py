@@ -19,7 +19,9 @@ from reflexarc.training.samples import BatchSource, FutureTable, SampleTable
 HORIZON, LANGUAGE, Z_DIMENSION, ACTION_DIMENSION = 5, 16, 2 * 16, 7
 
 
-def tiny_statevla(keypoints: KeypointsConfig | None = None) -> StateVLA:
+def tiny_statevla(
+    keypoints: KeypointsConfig | None = None, *, bidirectional: bool = False
+) -> StateVLA:
     """Two cameras of 64 pixels, chunks of ``HORIZON`` actions; the same weights at every call."""
     torch.manual_seed(0)
     contract = PolicyContract(
@@ -34,6 +36,7 @@ def tiny_statevla(keypoints: KeypointsConfig | None = None) -> StateVLA:
         latent_tokens=2,
         vision=VisionBackboneConfig(name="tiny_random", pool=2),
         keypoints=keypoints,
+        bidirectional=bidirectional,
         language_dimension=LANGUAGE,
         state_hidden=16,
         policy_layers=1,

@@ -37,6 +37,7 @@ class StateVLAConfig(PolicyConfig):
         d_model: width of every token.
         encoder_layers: Mamba blocks of the encoder.
         d_state, d_conv, expand: of the encoder's Mamba blocks.
+        bidirectional: whether every token sees those after it too; a half more arithmetic.
         latent_tokens: learned tokens at the end of the sequence whose outputs are z.
         vision: frozen vision backbone and pooling.
         keypoints: learned keypoints instead of a token for every patch; None takes patches.
@@ -58,6 +59,7 @@ class StateVLAConfig(PolicyConfig):
     d_state: int = Field(default=16, ge=1)
     d_conv: int = Field(default=4, ge=2, le=4)
     expand: int = Field(default=2, ge=1)
+    bidirectional: bool = False
     latent_tokens: int = Field(default=1, ge=1)
     vision: VisionBackboneConfig = VisionBackboneConfig()
     keypoints: KeypointsConfig | None = None

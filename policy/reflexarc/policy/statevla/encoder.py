@@ -127,7 +127,9 @@ class Encoder(nn.Module):
             d_state=config.d_state,
             d_conv=config.d_conv,
             expand=config.expand,
+            bidirectional=config.bidirectional,
         )
+        self.bidirectional = config.bidirectional
         self.projection = nn.Linear(config.d_model, config.d_model)
         self.norm = nn.LayerNorm(config.d_model)
 
@@ -137,12 +139,16 @@ class Encoder(nn.Module):
         z: Tensor = self.norm(self.projection(outputs))
         return z
 
-    def of_every_token(self, tokens: Tensor) -> Tensor:
+    def of_every_token(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
         """``(B, L, d_model)`` to the same, each output projected and normed as z is.
 
         For objectives that compare single tokens; the last K rows of a whole sequence are z.
+        ``lengths int64 (B,)`` says how many tokens of each row are real, padding follows them;
+        the outputs at padding mean nothing.
         """
-        outputs: Tensor = self.norm(self.projection(self.stack(tokens)))
+        # Padding stands behind all that a causal encoder sees.
+        behind = lengths if self.bidirectional else None
+        outputs: Tensor = self.norm(self.projection(self.stack(tokens, behind)))
         return outputs
 
 

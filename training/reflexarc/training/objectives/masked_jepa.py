@@ -106,7 +106,7 @@ class MaskedJEPAObjective(Objective):
 
         packing = pack(hidden, self.layout.latent_tokens)
         visible = self._visible(representation, tokens, hidden, batch.task, window)
-        context = representation.encoder.of_every_token(packing.visible(visible))
+        context = representation.encoder.of_every_token(packing.visible(visible), packing.lengths)
         predicted = self.predictor(context, packing).float()
         with torch.no_grad():
             seen = self._attached().tokens(batch.task, batch.window)

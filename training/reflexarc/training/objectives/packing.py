@@ -1,7 +1,7 @@
 """Sequences of visible tokens: packed to the front, latent tokens after them, padding last.
 
-Rows of a batch hide different numbers of tokens. The encoder is causal, so what stands behind a
-row's latent tokens reaches none of them; with padding anywhere else it would.
+Rows of a batch hide different numbers of tokens. What stands behind a row's latent tokens reaches
+none of them in a causal encoder; one that reads in both directions is told the rows' lengths.
 """
 
 from __future__ import annotations
