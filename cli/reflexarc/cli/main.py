@@ -24,6 +24,7 @@ from reflexarc.cli import (
     doctor,
     eval_compare,
     eval_offline,
+    eval_replay_demos,
     eval_report,
     evaluate,
     query,
@@ -67,6 +68,7 @@ GROUP_MODULES = (
     eval_report,
     eval_compare,
     eval_offline,
+    eval_replay_demos,
     runs,
 )
 for module in (train, serve, query, bench, demo, doctor):
