@@ -40,10 +40,18 @@ def test_inspect_prints_draws_and_writes(tmp_path: Path) -> None:
     (folder,) = json.loads((out / "r.json").read_text())["folders"]
     assert folder["frames"] == 28 and folder["absent_cameras"] == [ABSENT]
     sheet = np.asarray(Image.open(out / "sheet.png"))
-    assert sheet.shape[0] > 3 * 120 and sheet.std() > 10
+    assert sheet.shape == (3 * (160 + 36), 3 * 164, 3) and sheet.std() > 10
+    # Frames of 48 x 64 fill their tiles; below the captions nothing white is left.
+    assert (sheet[40:140, :160] < 250).any(-1).mean() > 0.95
     part = yaml.safe_load((out / "part.yaml").read_text())
     assert part["contract"] == {"cameras": ["front"], "orientation": "upright"}
-    assert part["data"]["state"] == ["observation.state"]
+    assert part["data"]["state"] == ["observation.state"] and "split_by" not in part["data"]
+
+
+def test_a_contract_of_episodes_that_share_no_instruction_splits_over_all(tmp_path: Path) -> None:
+    root, out = write_v2(tmp_path / "sample", lengths=(5, 6)), tmp_path / "part.yaml"
+    assert run("inspect", root, "--write-contract", out).exit_code == 0
+    assert yaml.safe_load(out.read_text())["data"]["split_by"] == "dataset"
 
 
 def test_inspect_ends_with_the_first_problem(tmp_path: Path) -> None:

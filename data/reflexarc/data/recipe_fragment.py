@@ -20,6 +20,8 @@ def recipe_fragment(dataset: EpisodeDataset, paths: Sequence[Path]) -> str:
         "data:",
         f"  paths: {json.dumps([str(path) for path in paths])}",
     ]
+    if len({e.instruction for e in dataset.episodes}) == len(dataset.episodes) > 1:
+        lines.append("  split_by: dataset  # every episode has an instruction of its own")
     if isinstance(dataset, LeRobotDataset) and dataset.libero is None:
         modality, spec = dataset.info.modality, dataset.action_spec(1)
         state = list(modality.state) or [part.columns.key for part in dataset.mapping.state]
