@@ -15,7 +15,7 @@ from reflexarc.contract.errors import ConfigError
 from reflexarc.policy.threads import usable_cores
 from reflexarc.training.config import Recipe
 from reflexarc.training.distributed import Engine
-from reflexarc.training.distributed.launch import threads_of_each
+from reflexarc.training.distributed.launch import processes_here, threads_of_each
 from reflexarc.training.estimate import Estimate, check_disk, estimate
 from reflexarc.training.feature_store.holding import hold_features
 from reflexarc.training.outcome import Outcome, summary_of
@@ -153,7 +153,9 @@ def execute(
         planned.feature_cache, progress=progress_bar and engine.is_first
     )
     engine.wait()
-    held = hold_features(features.arrays, planned.device)
+    if engine.world > 1:
+        log(f"{engine.world} processes, engine {engine.name}")
+    held = hold_features(features.arrays, planned.device, processes=processes_here())
     if features.remark:
         log(f"features computed anew: {features.remark}")
     log(
@@ -208,10 +210,11 @@ def use_threads(count: int | None) -> int:
 
 
 def _refuse_other_recipe(before: Recipe, now: Recipe, output: Path) -> None:
-    # The files may have moved; that they are the same is checked by their fingerprint. What a run
-    # reports and keeps may change on the way.
+    # The files may have moved; that they are the same is checked by their fingerprint, and the
+    # instructions' embeddings by themselves. What a run reports and keeps may change on the way.
     free = (
         "data.paths:",
+        "language.table:",
         "reporting.",
         "training.keep_best:",
         "training.keep_every:",

@@ -84,9 +84,14 @@ def check_recipe(engine: Engine, recipe: Recipe) -> None:
     engine.check(recipe)
 
 
+def processes_here() -> int:
+    """How many processes of the run are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def threads_of_each(cores: int) -> int:
     """CPU threads for each of the processes on this machine."""
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, cores // processes_here())
 
 
 def _chosen(engine: str) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from reflexarc.training.feature_store.dtypes import FeatureArray, as_rows
 
 _COMFORTABLE = 0.25
+_POPULATE_READ = 22  # MADV_POPULATE_READ, which Python does not name
 _MEMORY_INFO = Path("/proc/meminfo")
 _LIMIT = Path("/sys/fs/cgroup/memory.max")
 _USED = Path("/sys/fs/cgroup/memory.current")
@@ -32,15 +33,28 @@ class HeldFeatures:
     place: str
 
 
-def hold_features(arrays: Mapping[str, FeatureArray], device: torch.device) -> HeldFeatures:
+def hold_features(
+    arrays: Mapping[str, FeatureArray], device: torch.device, *, processes: int = 1
+) -> HeldFeatures:
     """Load features that take less than a quarter of what is free; the device's memory first.
 
     A page fault a row costs more than a small policy's whole step, and so does a copy to a device.
+
+    Args:
+        arrays: over memory-mapped files.
+        device: that trains.
+        processes: of this machine that call this. Several share what the system has read of the
+            files, so that the memory holds it once, and each maps it at once, without faults.
     """
-    place = place_of(sum(array.nbytes for array in arrays.values()), device)
+    size = sum(array.nbytes for array in arrays.values())
+    place = place_of(size, device)
     if place == "cuda":
-        return HeldFeatures({n: _load(a).to(device) for n, a in arrays.items()}, f"on {device}")
-    if place == "cpu":
+        # From the map: a copy in the host's memory would be one for every process.
+        return HeldFeatures({n: as_rows(a).to(device) for n, a in arrays.items()}, f"on {device}")
+    if place == "cpu" and processes > 1 and all(_map_at_once(array) for array in arrays.values()):
+        shared = f"in memory, shared by {processes} processes"
+        return HeldFeatures({n: as_rows(a) for n, a in arrays.items()}, shared)
+    if size * processes < _COMFORTABLE * free_memory():
         return HeldFeatures({n: _load(a) for n, a in arrays.items()}, "in memory")
     return HeldFeatures({n: as_rows(a) for n, a in arrays.items()}, "on disk, memory-mapped")
 
@@ -61,6 +75,18 @@ def free_memory() -> int:
         return free if limit == "max" else min(free, int(limit) - int(_USED.read_text()))
     except (OSError, StopIteration, ValueError):  # no Linux: leave it to the page cache
         return 0
+
+
+def _map_at_once(array: FeatureArray) -> bool:
+    """Read a mapped file and enter all its pages into this process's map; False if it cannot."""
+    mapped = getattr(array, "_mmap", None)
+    if mapped is None:
+        return False
+    try:
+        mapped.madvise(_POPULATE_READ)
+    except (AttributeError, OSError, ValueError):  # no Linux, or one before 5.14
+        return False
+    return True
 
 
 def _load(array: FeatureArray) -> Tensor:
