@@ -41,8 +41,8 @@ def sensitivity(
 
     from reflexarc.policy.checkpoint import load_checkpoint
     from reflexarc.policy.devices import resolve_device
-    from reflexarc.training.probe.episodes import known_tasks
     from reflexarc.training.probe.sensitivity import choose_moments, measure_sensitivity
+    from reflexarc.training.probe.split import known_tasks
     from reflexarc.training.session import use_threads
 
     use_threads(threads)

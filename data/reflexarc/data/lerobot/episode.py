@@ -17,6 +17,7 @@ from reflexarc.contract.errors import DatasetError
 from reflexarc.data.dataset import FloatRows, FrameIndices, Labels
 from reflexarc.data.finite import require_finite
 from reflexarc.data.lerobot.info import Slice
+from reflexarc.data.lerobot.libero_objects import POSITIONS, object_names
 from reflexarc.data.lerobot.mapping import Mapping
 from reflexarc.data.lerobot.parquet import COLUMNS, read_cells
 from reflexarc.data.lerobot.records import EpisodeRecord
@@ -139,6 +140,24 @@ class LeRobotEpisode:
                 field="expert_actions",
             )
         return self._rows(self.libero.expert)
+
+    def object_positions(self) -> tuple[FloatRows, tuple[str, ...]]:
+        """``float64 (T, O, 3)`` metres, world frame, and the O objects' names.
+
+        DatasetError where the dataset did not come from files that hold them.
+        """
+        names: tuple[str, ...] = ()
+        if self.libero is not None:
+            first = int(COLUMNS.get(self.record.data_file, "episode_index")[0])
+            names = object_names(self.libero.file, self.record.index - first)
+        if self.libero is None or not names:
+            raise DatasetError(
+                f"{self.path}, {self.demo}: the positions of objects are not in this dataset",
+                field="object_positions",
+            )
+        rows = COLUMNS.get(self.libero.file, POSITIONS)
+        first_row = self.record.first_row
+        return np.asarray(rows[first_row : first_row + self.length], dtype=np.float64), names
 
     @cached_property
     def _since_first(self) -> FloatRows:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from reflexarc.contract.errors import CheckpointError, ConfigError
-from reflexarc.data.libero_episode import Episode
+from reflexarc.data.dataset import DatasetEpisode
 from reflexarc.policy.processing import Processor
 from reflexarc.training.objectives.temporal_predictor import TemporalPredictor
 from reflexarc.training.probe.inputs import ProbedInputs, Z
@@ -105,7 +105,7 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def choose_horizons(
-    episodes: Sequence[Episode], wanted: Sequence[int] | None, predicted: int | None
+    episodes: Sequence[DatasetEpisode], wanted: Sequence[int] | None, predicted: int | None
 ) -> tuple[int, ...]:
     """Control steps between pairs of rendered frames.
 
@@ -136,7 +136,7 @@ def choose_horizons(
 @torch.inference_mode()
 def measure_change(
     probed: ProbedInputs,
-    first_rows: Mapping[Episode, int],
+    first_rows: Mapping[DatasetEpisode, int],
     tasks: npt.NDArray[np.int64],
     horizons: Sequence[int],
     processor: Processor,
@@ -168,9 +168,9 @@ def normed(z: Tensor) -> Tensor:
 
 def _one_horizon(
     horizon: int,
-    online: Mapping[Episode, Tensor],
-    z: Mapping[Episode, Tensor],
-    actions: Mapping[Episode, Tensor],
+    online: Mapping[DatasetEpisode, Tensor],
+    z: Mapping[DatasetEpisode, Tensor],
+    actions: Mapping[DatasetEpisode, Tensor],
     random_mse: float,
     weights: Floats,
     loaded: LoadedPredictor | None,
@@ -223,8 +223,8 @@ def _roll_out(
 
 
 def _tokens(
-    probed: ProbedInputs, z: npt.NDArray[np.float32], first_rows: Mapping[Episode, int]
-) -> dict[Episode, Tensor]:
+    probed: ProbedInputs, z: npt.NDArray[np.float32], first_rows: Mapping[DatasetEpisode, int]
+) -> dict[DatasetEpisode, Tensor]:
     """Each episode's ``(frames, K, d)``."""
     shape = (-1, probed.tokens, probed.width)
     return {
@@ -233,14 +233,16 @@ def _tokens(
     }
 
 
-def _pairs(episode: Episode, horizon: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _pairs(
+    episode: DatasetEpisode, horizon: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Indices of the frames at t and at t + horizon."""
     steps = np.asarray(episode.image_steps, dtype=np.int64)
     now = np.flatnonzero(np.isin(steps + horizon, steps))
     return now, np.searchsorted(steps, steps[now] + horizon)
 
 
-def _offered(episode: Episode) -> set[int]:
+def _offered(episode: DatasetEpisode) -> set[int]:
     steps = np.asarray(episode.image_steps, dtype=np.int64)
     return set((steps[1:] - steps[0]).tolist()) | set(np.diff(steps).tolist())
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from reflexarc.contract.errors import ConfigError
-from reflexarc.data.libero_episode import Episode
+from reflexarc.data.dataset import DatasetEpisode
 from reflexarc.policy.checkpoint import LoadedPolicy
 from reflexarc.policy.interface import Policy, Task
 from reflexarc.training.feature_store.dtypes import FeatureRows
@@ -22,7 +22,7 @@ from reflexarc.training.feature_store.embedding import embed_episode
 from reflexarc.training.feature_store.keys import feature_key
 from reflexarc.training.feature_store.store import find_features, frame_features
 from reflexarc.training.objective import Batch
-from reflexarc.training.probe.episodes import Split
+from reflexarc.training.probe.split import Split
 from reflexarc.training.samples import BatchSource, build_samples
 
 Inputs = dict[str, npt.NDArray[np.float32]]
@@ -148,7 +148,7 @@ def _batches(
 
 def _features(
     policy: Policy, split: Split, cache: Path | None, progress: bool
-) -> Iterator[tuple[Mapping[str, FeatureRows], int, Episode]]:
+) -> Iterator[tuple[Mapping[str, FeatureRows], int, DatasetEpisode]]:
     """Features that hold an episode's frames, the row of its first one, and the episode."""
     if cache is None:
         for episode in split.episodes:

@@ -14,7 +14,7 @@ from reflexarc.training.probe.ridge import Floats, fit_ridge
 from reflexarc.training.probe.scores import EpisodeSums, interval, resamples
 
 ALL_TASKS = "all tasks"
-END_EFFECTOR, GRIPPER, TARGET = "end-effector", "gripper opening", "target object"
+TARGET = "target object"
 ALWAYS, BEFORE, AFTER = "all", "before touch", "after grasp"
 
 _FEWEST_FRAMES = 10
@@ -66,7 +66,7 @@ def read_all(frames: Frames, inputs: Inputs, test: Rows, *, seed: int = 0) -> It
     else:
         scopes = [(frames.task_names[0], scopes[0][1])]
     for scope, rows in scopes:
-        general = [_Target(END_EFFECTOR, frames.eef), _Target(GRIPPER, frames.gripper)]
+        general = [_Target(name, values) for name, values in frames.general.items()]
         target, objects = _Target(TARGET, frames.target), _objects(frames, rows)
         for phase, within, targets in (
             (ALWAYS, rows, [*general, target, *objects]),

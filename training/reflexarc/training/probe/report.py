@@ -46,7 +46,7 @@ def terminal_tables(result: ProbeResult) -> list[Table]:
     """The most telling ones: all of them stand in the Markdown."""
     first, *tasks = _by_scope(result.readings)
     grids = [reading_grid(first)]
-    if tasks:
+    if any(reading.target == TARGET for readings in tasks for reading in readings):
         grids.append(task_grid(tasks))
     return [grid.rich() for grid in (*grids, change_grid(result), collapse_grid(result))]
 

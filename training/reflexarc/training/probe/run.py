@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from reflexarc.training.probe.dynamics import (
     load_predictor,
     measure_change,
 )
-from reflexarc.training.probe.episodes import Frames, Split, gather_frames, open_split
+from reflexarc.training.probe.episodes import Frames, gather_frames
 from reflexarc.training.probe.inputs import (
     RANDOM,
     ProbedInputs,
@@ -30,6 +30,7 @@ from reflexarc.training.probe.inputs import (
 from reflexarc.training.probe.picture import draw
 from reflexarc.training.probe.readings import Reading, read_all
 from reflexarc.training.probe.scores import DRAWS
+from reflexarc.training.probe.split import Split, open_split
 from reflexarc.training.run_folder import write_text
 
 FORMAT = 1
@@ -116,6 +117,7 @@ def probe(loaded: LoadedPolicy, options: ProbeOptions, *, progress: bool = True)
     own = predictor.horizon if predictor else None
     horizons = choose_horizons(split.test, options.horizons, own)
     frames = gather_frames(split.episodes)
+    split = replace(split, remarks=(*split.remarks, *frames.remarks))
     probed = compute_inputs(
         loaded,
         split,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from reflexarc.contract.errors import ConfigError
-from reflexarc.data.libero_episode import Episode
+from reflexarc.data.dataset import DatasetEpisode
 from reflexarc.policy.checkpoint import LoadedPolicy
 from reflexarc.policy.interface import Policy, Task, Tensors
 from reflexarc.training.feature_store.embedding import prepare_frames
@@ -83,7 +83,7 @@ class Sensitivity:
 
 
 def choose_moments(
-    loaded: LoadedPolicy, episodes: Sequence[Episode], count: int, seed: int
+    loaded: LoadedPolicy, episodes: Sequence[DatasetEpisode], count: int, seed: int
 ) -> Moments:
     """``count`` rendered frames at random, or all where there are fewer.
 
