@@ -34,7 +34,7 @@ def episode(
     identity: RunIdentity = IDENTITY,
     **changes: object,
 ) -> EpisodeResult:
-    shared = identity.model_dump(exclude={"demonstrations"})
+    shared = identity.model_dump(exclude={"demonstrations", "goals"})
     asked = arm != "replay"
     values = {
         **shared,

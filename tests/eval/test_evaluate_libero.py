@@ -205,12 +205,12 @@ def test_a_contract_that_libero_cannot_meet_is_refused_before_the_simulator(
     null_server: NullServer, null_contract: PolicyContract, tmp_path: Path
 ) -> None:
     state = StateSpec(layout="joint6", names=tuple("abcdef"))
-    null_server.serve(null_contract.model_copy(update={"state": state, "needs_goal_image": True}))
+    null_server.serve(null_contract.model_copy(update={"state": state}))
     null_server.start()
     options = ["--tasks", "0", "--trials", "1", "--baselines", "none"]
     printed = finish(start(null_server, tmp_path / "output", *options), status=2)
     assert "contract_violation" in printed
-    assert "asked for 'joint6'" in printed and "needs_goal_image" in printed
+    assert "asked for 'joint6'" in printed
     assert not (tmp_path / "output").exists()
 
 

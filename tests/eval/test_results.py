@@ -28,7 +28,7 @@ IDENTITY = RunIdentity(
 
 
 def episode(task: int = 0, state: int = 40, arm: Arm = "policy", success: bool = True):
-    shared = IDENTITY.model_dump(exclude={"demonstrations"})
+    shared = IDENTITY.model_dump(exclude={"demonstrations", "goals"})
     asked = arm != "replay"
     return EpisodeResult(
         **shared,

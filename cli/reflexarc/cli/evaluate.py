@@ -83,8 +83,8 @@ def libero(
     baselines: Annotated[
         str | None,
         typer.Option(
-            help="Of replay,blank,swap_images,other_instruction; or none. Default: replay,blank, "
-            "without --demonstrations blank."
+            help="Of replay,blank,swap_images,other_instruction,other_goal; or none. Default: "
+            "replay,blank, without --demonstrations blank."
         ),
     ] = None,
     other_task: Annotated[
@@ -95,6 +95,16 @@ def libero(
     ] = OtherTask.cyclic,
     demonstrations: Annotated[
         Path | None, typer.Option(help="HDF5 file or folder with a demonstration of each task.")
+    ] = None,
+    goals: Annotated[
+        Path | None,
+        typer.Option(
+            help="For a policy that is shown a goal image: HDF5 file or folder with a "
+            "demonstration of each task, whose last image it is."
+        ),
+    ] = None,
+    goal_demo: Annotated[
+        str | None, typer.Option(help="Its name, such as demo_0. Default: each task's first.")
     ] = None,
     output: Annotated[
         Path, typer.Option(help="Folder for results, summary and videos; the same one resumes.")
@@ -131,6 +141,8 @@ def libero(
         baselines=parse_baselines(baselines or _default_baselines(demonstrations)),
         other_task=other_task.value,
         demonstrations=demonstrations,
+        goals=goals,
+        goal_demonstration=goal_demo,
         output=output,
         seed=seed,
         executor=executor.value,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Arm = Literal["policy", "replay", "blank", "swap_images", "other_instruction"]
+Arm = Literal["policy", "replay", "blank", "swap_images", "other_instruction", "other_goal"]
 Images = Literal["own", "black", "other_task"]
 
 
@@ -20,12 +20,14 @@ class ArmSpec:
         images: what the policy is shown: its own cameras, black, or frames of another task's
             demonstration.
         other_instruction: whether the policy is told another task's instruction.
+        other_goal: whether it is shown the goal image of another task.
     """
 
     title: str
     asks_policy: bool = True
     images: Images = "own"
     other_instruction: bool = False
+    other_goal: bool = False
 
     @property
     def needs_demonstrations(self) -> bool:
@@ -33,7 +35,7 @@ class ArmSpec:
 
     @property
     def involves_other_task(self) -> bool:
-        return self.other_instruction or self.images == "other_task"
+        return self.other_instruction or self.other_goal or self.images == "other_task"
 
 
 ARMS: Mapping[Arm, ArmSpec] = {
@@ -42,5 +44,6 @@ ARMS: Mapping[Arm, ArmSpec] = {
     "blank": ArmSpec("blank images", images="black"),
     "swap_images": ArmSpec("swapped images", images="other_task"),
     "other_instruction": ArmSpec("other instruction", other_instruction=True),
+    "other_goal": ArmSpec("other goal", other_goal=True),
 }
 BASELINES: tuple[Arm, ...] = tuple(arm for arm in ARMS if arm != "policy")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -66,11 +66,16 @@ class PolicyActions:
         images: ShownImages,
         instruction: str,
         seeds: tuple[int, int, int],
+        goal: Mapping[str, npt.NDArray[np.uint8]] | None = None,
     ) -> None:
-        """``seeds`` are the run's seed, the task's index and the state's index."""
+        """``seeds`` are the run's seed, the task's index and the state's index.
+
+        ``goal`` is the goal image by camera; the executor sends it once an episode.
+        """
         self._executor = executor
         self._observer, self._simulator = observer, simulator
         self._images, self._instruction, self._seeds = images, instruction, seeds
+        self._goal = goal
         # A stream of its own, so that a server never mixes two episodes' histories.
         self._session = uuid.uuid4().hex
 
@@ -97,6 +102,7 @@ class PolicyActions:
             session_id=self._session,
             seed=request_seed(*self._seeds, self._executor.chunks),
             step_index=step,
+            goal_image=self._goal,
         )
 
 
@@ -133,8 +139,8 @@ class Demonstration:
         return hashlib.sha256(np.ascontiguousarray(self.actions).tobytes()).hexdigest()
 
 
-def load_demonstration(path: Path, task_name: str) -> Demonstration:
-    """The first demonstration of a task in a file or folder of LIBERO HDF5 files.
+def load_demonstration(path: Path, task_name: str, demo: str | None = None) -> Demonstration:
+    """A task's demonstration of this name, or its first, in a file or folder of LIBERO HDF5 files.
 
     Raises DatasetError naming the task and the path when there is none.
     """
@@ -145,10 +151,13 @@ def load_demonstration(path: Path, task_name: str) -> Demonstration:
     own_file = path / f"{task_name}_demo.hdf5"
     dataset = open_libero([own_file if own_file.is_file() else path])
     for episode in dataset.episodes:
-        if episode.task_name == task_name:
+        if episode.task_name == task_name and demo in (None, episode.demo):
             source = f"{episode.path.name}/{episode.demo}"
             return Demonstration(episode.actions(), source, episode)
-    raise DatasetError(f"{path} holds no demonstration of {task_name}; expected {own_file.name}")
+    named = "" if demo is None else f" named {demo}"
+    raise DatasetError(
+        f"{path} holds no demonstration of {task_name}{named}; expected {own_file.name}"
+    )
 
 
 class ReplayActions:

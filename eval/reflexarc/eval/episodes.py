@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +18,7 @@ from reflexarc.eval.baselines import (
     ReplayActions,
 )
 from reflexarc.eval.execution import evaluation_executor
+from reflexarc.eval.goal_images import Goal
 from reflexarc.eval.results import EpisodeKey, EpisodeResult, Reason, RunIdentity
 from reflexarc.eval.run_settings import RunSettings
 from reflexarc.eval.shown_images import BlackImages, CameraImages, RecordedImages, ShownImages
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 class TaskRun:
     """What all episodes of one task share.
 
-    ``tasks`` and ``demonstrations`` are of all selected tasks, by index; ``policy`` is needed by
-    the arms that ask one; ``init_states`` is ``(50, S)`` float64.
+    ``tasks``, ``demonstrations`` and ``goals`` are of all selected tasks, by index; ``policy`` is
+    needed by the arms that ask one; ``init_states`` is ``(50, S)`` float64.
     """
 
     settings: RunSettings
@@ -49,6 +50,7 @@ class TaskRun:
     observer: LiberoObserver
     init_states: npt.NDArray[np.float64]
     policy: ChunkPolicy | None
+    goals: Mapping[int, Goal] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def run_episode(run: TaskRun, key: EpisodeKey) -> EpisodeResult:
     seconds = time.perf_counter() - began
     latencies = source.latencies_ms
     return EpisodeResult(
-        **identity.model_dump(exclude={"demonstrations"}),
+        **identity.model_dump(exclude={"demonstrations", "goals"}),
         **_names(run, key),
         task=key.task,
         state=key.state,
@@ -99,6 +101,7 @@ def run_episode(run: TaskRun, key: EpisodeKey) -> EpisodeResult:
         latency_median_ms=round(median(latencies), 3) if latencies else None,
         latency_max_ms=round(max(latencies), 3) if latencies else None,
         demonstration_sha256=key.demonstration(identity),
+        goal_sha256=key.goal(identity),
         video=_write_video(run, key, film, outcome),
         **_goals(key, outcome),
     )
@@ -153,8 +156,16 @@ def _action_source(run: TaskRun, key: EpisodeKey, film: Film) -> ActionSource:
         images=_shown_images(run, key, seen),
         instruction=told.instruction,
         seeds=(identity.seed, key.task, key.state),
+        goal=_goal_images(run, key),
     )
     return source if regular else FilmedActions(source, run.simulator, film)
+
+
+def _goal_images(run: TaskRun, key: EpisodeKey) -> Mapping[str, npt.NDArray[np.uint8]] | None:
+    if not run.observer.contract.needs_goal_image:
+        return None
+    shown = _other_task(run, key).index if ARMS[key.arm].other_goal else key.task
+    return run.goals[shown].images
 
 
 def _shown_images(run: TaskRun, key: EpisodeKey, film: Film) -> ShownImages:

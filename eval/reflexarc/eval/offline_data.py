@@ -16,6 +16,7 @@ from reflexarc.contract.errors import ConfigError, DatasetError
 from reflexarc.contract.images import prepare_image
 from reflexarc.data.dataset import DatasetEpisode
 from reflexarc.data.libero_hdf5 import open_libero
+from reflexarc.eval.goal_images import last_images
 from reflexarc.eval.libero.observation import check_libero_contract
 from reflexarc.eval.offline_settings import Labels, OfflineSettings
 
@@ -72,6 +73,8 @@ class RecordedEpisode:
         """
         states = self.episode.states(contract.state.layout).astype(np.float32)
         frames = _Frames(self.episode, contract)
+        # Each request stands for itself, so each brings the goal: what this episode ends with.
+        goal = last_images(contract, self.episode) if contract.needs_goal_image else None
         name = int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:8], "little")
         for step in map(int, self.steps):
             words = np.random.SeedSequence([seed, name, step]).generate_state(1, np.uint64)
@@ -83,6 +86,7 @@ class RecordedEpisode:
                 seed=int(words[0] >> np.uint64(1)),
                 step_index=step,
                 history=_history(contract, frames, states, step),
+                goal_image=goal,
             )
 
 

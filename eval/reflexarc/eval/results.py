@@ -37,6 +37,13 @@ class EpisodeKey(NamedTuple):
             return None
         return self.task if self.other_task is None else self.other_task
 
+    def goal(self, identity: RunIdentity) -> str | None:
+        """sha256 of the goal image that the policy is shown, if it is shown one."""
+        if not ARMS[self.arm].asks_policy:
+            return None
+        shown = self.other_task if ARMS[self.arm].other_goal else self.task
+        return None if shown is None else identity.goals.get(shown)
+
     def demonstration(self, identity: RunIdentity) -> str | None:
         """sha256 of the demonstration that this episode uses in a run, if it uses one."""
         task = self.demonstration_task
@@ -46,7 +53,8 @@ class EpisodeKey(NamedTuple):
 class RunIdentity(FrozenModel):
     """What must be equal for two episodes to belong to one table.
 
-    ``demonstrations`` maps a task index to the sha256 of its demonstration's actions.
+    ``demonstrations`` maps a task index to the sha256 of its demonstration's actions, ``goals`` to
+    that of its goal image.
     ``injected_latency_ms`` counts in control steps, rounded up.
     """
 
@@ -60,6 +68,7 @@ class RunIdentity(FrozenModel):
     checkpoint_fingerprint: str
     contract_sha256: str
     demonstrations: Mapping[int, str] = Field(default_factory=dict)
+    goals: Mapping[int, str] = Field(default_factory=dict)
 
     @property
     def execution(self) -> str:
@@ -83,7 +92,9 @@ class EpisodeResult(FrozenModel):
         seed: of the run; every request's seed follows from it (``episodes.request_seed``).
         demonstration_sha256: of the actions of the demonstration that was replayed, or whose
             images were shown; None for the other arms.
-        other_task: index of the task whose images were shown or whose instruction was told.
+        goal_sha256: of the goal image that the policy was shown; None where it takes none.
+        other_task: index of the task whose images or goal were shown, or whose instruction was
+            told.
         told_instruction: what the policy was told, where it is another task's instruction.
         original_success: ``success``, where another task's instruction was told.
         named_success: whether the goal that was told was reached; None where the scene lacks one
@@ -115,6 +126,7 @@ class EpisodeResult(FrozenModel):
     checkpoint_fingerprint: str
     contract_sha256: str
     demonstration_sha256: str | None = None
+    goal_sha256: str | None = None
     other_task: int | None = None
     told_instruction: str | None = None
     original_success: bool | None = None
@@ -131,8 +143,9 @@ class EpisodeResult(FrozenModel):
         pairs = [
             (name, getattr(self, name), getattr(identity, name))
             for name in RunIdentity.model_fields
-            if name != "demonstrations"
+            if name not in ("demonstrations", "goals")
         ]
+        pairs.append(("goal_sha256", self.goal_sha256, self.key.goal(identity)))
         wanted = self.key.demonstration(identity)
         if wanted is not None:
             pairs.append(("demonstration_sha256", self.demonstration_sha256, wanted))

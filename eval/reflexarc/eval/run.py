@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
@@ -13,6 +13,7 @@ from reflexarc.contract import PolicyContract
 from reflexarc.contract.errors import ConfigError
 from reflexarc.eval.arms import ARMS, Arm
 from reflexarc.eval.baselines import Demonstration, load_demonstration
+from reflexarc.eval.goal_images import Goal, load_goals
 from reflexarc.eval.report_html import write_report_if_possible
 from reflexarc.eval.results import EpisodeKey, EpisodeResult, ResultsLog
 from reflexarc.eval.run_settings import RunSettings
@@ -64,13 +65,18 @@ def _plan(
         contract = client.contract
     check_libero_contract(contract)
     _check_contract(settings, contract)
+    goals: Mapping[int, Goal] = {}
+    if settings.goals is not None:
+        goals = load_goals(contract, settings.goals, tasks, settings.goal_demonstration)
     sha256 = {index: demonstration.sha256 for index, demonstration in demonstrations.items()}
+    shown = {index: goal.sha256 for index, goal in goals.items()}
     return RunPlan(
         settings=settings,
-        identity=settings.identity(contract, sha256),
+        identity=settings.identity(contract, sha256, shown),
         contract=contract,
         tasks={task.index: task for task in tasks},
         demonstrations=demonstrations,
+        goals=goals,
     )
 
 
@@ -106,6 +112,24 @@ def _check_contract(settings: RunSettings, contract: PolicyContract) -> None:
             f"--replan-steps {settings.replan_steps} is more than the policy's chunk of "
             f"{contract.action.horizon} actions",
             field="replan_steps",
+        )
+    if contract.needs_goal_image and settings.goals is None:
+        raise ConfigError(
+            f"this policy ({contract.family}) is shown a goal image: name demonstrations whose "
+            "last images are the goals with --goals PATH",
+            field="goals",
+        )
+    if settings.goals is not None and not contract.needs_goal_image:
+        raise ConfigError(
+            f"this policy ({contract.family}) takes no goal image; leave out --goals", field="goals"
+        )
+    showing = [arm for arm in settings.arms if ARMS[arm].other_goal]
+    if showing and not contract.needs_goal_image:
+        raise ConfigError(
+            f"{_named(showing)} a policy that is shown a goal image, and this one "
+            f"({contract.family}) takes none; leave it out with --baselines "
+            f"{_without(settings, showing)}",
+            field="baselines",
         )
     needing = [arm for arm in settings.arms if ARMS[arm].other_instruction]
     if needing and not contract.needs_language:

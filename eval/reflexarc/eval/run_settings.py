@@ -42,6 +42,9 @@ class RunSettings(FrozenModel):
             arm ``swap_images`` always shows the next one.
         demonstrations: file or folder with a demonstration of each task, for the arms
             ``replay`` and ``swap_images``.
+        goals: file or folder with a demonstration of each task whose last image is its goal, for
+            a policy that is shown one.
+        goal_demonstration: its name, such as ``demo_0``; None takes each task's first.
         retry_for: seconds during which an absent server is asked again.
     """
 
@@ -52,6 +55,8 @@ class RunSettings(FrozenModel):
     baselines: tuple[Arm, ...] = ()
     other_task: OtherTask = "cyclic"
     demonstrations: Path | None = None
+    goals: Path | None = None
+    goal_demonstration: str | None = None
     output: Path
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     executor: ExecutorName = "receding_horizon"
@@ -95,8 +100,15 @@ class RunSettings(FrozenModel):
         every = self.other_task == "all" and ARMS[arm].other_instruction
         return others if every else others[:1]
 
-    def identity(self, contract: PolicyContract, demonstrations: Mapping[int, str]) -> RunIdentity:
-        """``demonstrations``: task index to the sha256 of its demonstration's actions."""
+    def identity(
+        self,
+        contract: PolicyContract,
+        demonstrations: Mapping[int, str],
+        goals: Mapping[int, str] | None = None,
+    ) -> RunIdentity:
+        """``demonstrations``: task index to the sha256 of its demonstration's actions; ``goals``:
+        to that of its goal image.
+        """
         return RunIdentity(
             suite=self.suite,
             seed=self.seed,
@@ -108,6 +120,7 @@ class RunSettings(FrozenModel):
             checkpoint_fingerprint=contract.checkpoint_fingerprint,
             contract_sha256=contract_sha256(contract),
             demonstrations=dict(demonstrations),
+            goals=dict(goals or {}),
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from reflexarc.eval.arms import ARMS
 from reflexarc.eval.baselines import Demonstration
 from reflexarc.eval.durable_log import ResultsError
 from reflexarc.eval.episodes import TaskRun, run_episode
+from reflexarc.eval.goal_images import Goal
 from reflexarc.eval.results import EpisodeKey, EpisodeResult, RunIdentity
 from reflexarc.eval.run_settings import RunSettings
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 class RunPlan:
     """What every process of a run needs to run any of its episodes.
 
-    ``tasks`` and ``demonstrations`` are of the selected tasks, by index.
+    ``tasks``, ``demonstrations`` and ``goals`` are of the selected tasks, by index.
     """
 
     settings: RunSettings
@@ -34,6 +35,7 @@ class RunPlan:
     contract: PolicyContract
     tasks: Mapping[int, LiberoTask]
     demonstrations: Mapping[int, Demonstration]
+    goals: Mapping[int, Goal] = field(default_factory=dict)
 
 
 class EpisodeRunner:
@@ -87,6 +89,7 @@ class EpisodeRunner:
             observer=self._observer,
             init_states=load_init_states(simulator.task),
             policy=policy,
+            goals=plan.goals,
         )
         return run_episode(run, key)
 

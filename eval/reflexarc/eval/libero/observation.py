@@ -77,7 +77,6 @@ def check_libero_contract(contract: PolicyContract) -> None:
         *_camera_mismatches(contract),
         *_state_mismatches(contract),
         *_action_mismatches(contract),
-        *_goal_mismatches(contract),
     ]
     if found:
         lines = [f"  {name}: {what}" for name, what in found]
@@ -132,9 +131,3 @@ def _action_mismatches(contract: PolicyContract) -> list[tuple[str, str]]:
         )
         if wanted != given
     ]
-
-
-def _goal_mismatches(contract: PolicyContract) -> list[tuple[str, str]]:
-    if not contract.needs_goal_image:
-        return []
-    return [("needs_goal_image", "LIBERO's tasks come as words, without a goal image")]
