@@ -197,6 +197,10 @@ def test_a_recipe_and_what_it_names(tmp_path: Path) -> None:
     assert found["recipe"].status == found["language encoder"].status == "ok"
     assert "/absent/siglip" in found["vision encoder"].said and found["vision encoder"].stops(())
     assert "/absent/demonstrations" in found["recipe's data"].said
+    recipe.write_text(recipe.read_text().replace("encoder: hashed", "table: /absent/table"))
+    found = {finding.name: finding for finding in check_recipe(str(recipe))}
+    assert "reflexarc data embed-language --data /absent/demo" in found["language encoder"].said
+    assert found["language encoder"].stops(())
     (wrong,) = check_recipe("statevla_tyny")
     assert wrong.status == "broken" and "statevla_tiny" in wrong.said
     staged = check_recipe("statevla_temporal_libero_object_small")

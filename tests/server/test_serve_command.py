@@ -54,10 +54,22 @@ def test_wrong_checkpoint_is_refused_before_a_port_opens(
     assert "ws://" not in finished.stdout
 
 
-def test_wrong_device_is_refused(tiny_checkpoint: Path) -> None:
-    finished = run(*SERVE, "--ckpt", tiny_checkpoint, "--device", "cuda:99", "--port", "0")
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--device", "cuda:99", "cuda:99"),
+        ("--compile", "fast", "one of auto, off, graph"),
+        ("--compile", "graph", "needs a CUDA device"),
+    ],
+)
+def test_what_the_device_cannot_is_refused(
+    tiny_checkpoint: Path, option: str, value: str, said: str
+) -> None:
+    device = [] if option == "--device" else ["--device", "cpu"]
+    finished = run(*SERVE, "--ckpt", tiny_checkpoint, option, value, *device, "--port", "0")
     assert finished.returncode == 2
-    assert "error [config]" in finished.stderr
+    assert "error [config]" in finished.stderr and said in finished.stderr
+    assert "ws://" not in finished.stdout
 
 
 @pytest.fixture(scope="module")

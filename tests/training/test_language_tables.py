@@ -316,6 +316,31 @@ def test_a_recipe_trains_and_serves_with_a_table(
     assert read_table(loaded.directory).instructions == language.instructions
 
 
+def test_a_run_is_resumed_with_the_embeddings_that_it_began_with(
+    overrides: Overrides, tmp_path: Path
+) -> None:
+    texts = ["pick up the red block", "pick up the blue block"]
+    first, second = (tmp_path / name for name in ("first", "second"))
+    for seed, table in enumerate((first, second)):
+        vectors = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(seed))
+        write_table(LanguageEmbeddings(texts, vectors, "mine"), table, overwrite=False)
+
+    def train(table: Path, *more: str) -> Result:
+        arguments = ["train", "statevla_tiny", "--output", str(tmp_path / "run"), "--threads", "1"]
+        for override in overrides(table):
+            arguments += ["--set", override]
+        return CliRunner().invoke(app, [*arguments, *more])
+
+    assert train(first).exit_code == 0
+    result = train(second, "--resume")
+    assert isinstance(result.exception, ConfigError)
+    assert "other embeddings of its instructions (by mine)" in result.exception.message
+    # The table may have moved: a checkpoint is one too.
+    last = (tmp_path / "run" / "last").read_text().strip()
+    result = train(tmp_path / "run" / last, "--resume")
+    assert result.exit_code == 0, result.output + str(result.exception)
+
+
 def test_what_is_wrong_with_a_table_is_named_before_the_first_step(
     overrides: Overrides, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from reflexarc.policy.threads import usable_cores
 from reflexarc.training.config import Recipe
 from reflexarc.training.distributed import Engine
 from reflexarc.training.distributed.launch import processes_here, threads_of_each
+from reflexarc.training.distributed.processes import naming_a_lost_process
 from reflexarc.training.estimate import Estimate, check_disk, estimate
 from reflexarc.training.feature_store.holding import hold_features
 from reflexarc.training.outcome import Outcome, summary_of
@@ -184,7 +185,10 @@ def execute(
     ) as reporter:
         if resumed:
             log(f"resuming at step {at}")
-        with told_in_log(reporter, preparation.recipe.name, at, trainer.total_steps):
+        with (
+            told_in_log(reporter, preparation.recipe.name, at, trainer.total_steps),
+            naming_a_lost_process(engine),
+        ):
             outcome = trainer.train(reporter)
             ended = "complete" if outcome.stopped_by is None else outcome.stopped_by.name
             reporter.message(f"{ended} at step {outcome.progress.step}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from reflexarc.contract import NormalizationStatistics
 from reflexarc.contract.errors import ConfigError
@@ -19,6 +20,8 @@ from reflexarc.training.recipe_files import value_differences
 from reflexarc.training.run_folder import RunFolder
 
 _SHOWN = 8
+# What one encoder gives on two machines differs by rounding alone.
+_SAME_VECTOR = 1e-3
 # Facts of one checkpoint or one build, not of what its policy is.
 _OF_THE_CHECKPOINT = frozenset({"checkpoint_fingerprint", "statistics_sha256", "protocol_version"})
 
@@ -161,3 +164,23 @@ def kept_origin(last: Path, given: Mapping[str, Any] | None) -> dict[str, Any] |
             field="init_from",
         )
     return None if before is None else dict(before)
+
+
+def check_same_language(last: Path, policy: Policy) -> None:
+    """Raise ConfigError where instructions mean something else than to the run that goes on.
+
+    A table of embeddings may have been made anew since, at the same path.
+    """
+    files = policy.extra_files()
+    if INDEX_FILE not in files:
+        return
+    before, now = LanguageEmbeddings.load(last), LanguageEmbeddings.from_files(files)
+    known = not now.missing(before.instructions)
+    if known and torch.allclose(now.lookup(before.instructions), before.vectors, atol=_SAME_VECTOR):
+        return
+    raise ConfigError(
+        f"the run of {last} has other embeddings of its instructions (by {before.encoder}) than "
+        f"the recipe gives now (by {now.encoder}). A run with a table goes on with its own by "
+        f"--set language.table={last}; or give --fresh",
+        field="language",
+    )

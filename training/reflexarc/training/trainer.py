@@ -28,7 +28,7 @@ from reflexarc.training.reporting import Reporters, RunReporter
 from reflexarc.training.run_folder import RunFolder
 from reflexarc.training.samples import BatchSource
 from reflexarc.training.saving import naming_a_full_disk, save_training_checkpoint
-from reflexarc.training.starting_weights import kept_origin
+from reflexarc.training.starting_weights import check_same_language, kept_origin
 from reflexarc.training.step_clock import memory_values
 from reflexarc.training.stopping import StopRequest
 from reflexarc.training.training_state import Progress, load_training_state, training_tensors
@@ -94,6 +94,7 @@ class Trainer:
         last = self.run.pointed("last")
         if last is None:
             return False
+        check_same_language(last, self.policy)
         now = self.progress.dataset_fingerprint
         step = self.stepper
         self.progress = load_training_state(
