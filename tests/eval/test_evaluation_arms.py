@@ -208,7 +208,7 @@ def test_the_table_of_all_arms_fits_a_terminal(tmp_path: Path) -> None:
     results = [
         episode(task, 40, arm, **(arms if arm == "other_instruction" else {}))
         for task in (1, 4, 8)
-        for arm in ARMS
+        for arm in told
     ]
     console = Console(width=80, file=io.StringIO(), color_system=None)
     console.print(

@@ -60,9 +60,7 @@ def test_a_goal_is_the_last_image_of_the_named_demonstration(data: Path) -> None
     assert expected["agentview"].shape == (32, 32, 3)
     np.testing.assert_array_equal(second[7].images["agentview"], expected["agentview"])
     assert len({goal.sha256 for goal in (*first.values(), *second.values())}) == 4
-    with pytest.raises(
-        DatasetError, match="of pick_up_the_red_block named demo_9"
-    ):
+    with pytest.raises(DatasetError, match="of pick_up_the_red_block named demo_9"):
         load_goals(CONTRACT, data, TASKS, "demo_9")
 
 
