@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from reflexarc.cli.extras import require
+from reflexarc.cli.recipe_options import Data, Overrides, RecipeName, with_data
 from reflexarc.contract.errors import ConfigError
 
 
@@ -18,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A packaged recipe's name, or a YAML file.")],
+    recipe: RecipeName,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -26,18 +27,8 @@ def train(
             "runs/<name>_s<seed>_<time in UTC>."
         ),
     ] = None,
-    data: Annotated[
-        list[Path] | None,
-        typer.Option(help="Demonstration file or folder, instead of the recipe's; repeatable."),
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Override one recipe key, such as training.epochs=2; repeatable.",
-        ),
-    ] = None,
+    data: Data = None,
+    set_: Overrides = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what the run would cost, and stop.")
     ] = False,
@@ -83,9 +74,6 @@ def train(
 ) -> None:
     """Train a policy; the last and the best checkpoint stand in the run's folder."""
     require("reflexarc train", "train", "torch", "h5py", "yaml", "safetensors", "tqdm")
-    # Read when torch is first imported. Threads that spin while they wait for each other cost
-    # tenfold as soon as another process wants the cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from rich.console import Console
 
     from reflexarc.policy.memory import keep_freed_memory
@@ -121,10 +109,7 @@ def train(
     console = Console(quiet=not joined.is_first)
     loaded = load_recipe(recipe, set_ or [], stage=stage, from_scratch=from_scratch)
     check_recipe(joined, loaded)
-    if data:
-        paths = tuple(path.absolute() for path in data)
-        changed = loaded.data.model_copy(update={"paths": paths})
-        loaded = loaded.model_copy(update={"data": changed})
+    loaded = with_data(loaded, data)
     output = output or _own_folder(loaded.name, loaded.training.seed, resume=resume)
     if not dry_run:
         check_run_folder(loaded, output, resume=resume, fresh=fresh)
