@@ -194,7 +194,7 @@ def test_a_library_that_computes_something_else_is_not_used(
 ) -> None:
     wrong = tmp_path / "native.cpp"
     source = build.SOURCE.read_text()
-    assert source.count("h[n] = exponential(d * A[n]) * h[n] + du * B[n];") == 1
+    assert source.count("h[n] = power_of_two(d * A[n]) * h[n] + du * B[n];") == 1
     wrong.write_text(source.replace("* h[n] + du * B[n];", "* h[n] - du * B[n];"))
     monkeypatch.setattr(build, "SOURCE", wrong)
     assert choice.backend_for(CPU).name == "blocked"
