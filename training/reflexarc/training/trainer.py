@@ -94,7 +94,6 @@ class Trainer:
         last = self.run.pointed("last")
         if last is None:
             return False
-        check_same_language(last, self.policy)
         now = self.progress.dataset_fingerprint
         step = self.stepper
         self.progress = load_training_state(
@@ -107,6 +106,7 @@ class Trainer:
                 "resumed with these. Give the same --data, or --fresh",
                 field="data.paths",
             )
+        check_same_language(last, self.policy)
         origin = kept_origin(last, self.provenance.get("init_from"))
         self.provenance = {**self.provenance, "init_from": origin}
         step.precision.load_state(self.progress.scaler)
