@@ -11,6 +11,7 @@ import typer
 
 from reflexarc.cli.extras import require
 from reflexarc.cli.groups import data_app
+from reflexarc.cli.recipe_options import Data, Overrides, RecipeName, with_data
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,15 +22,9 @@ if TYPE_CHECKING:
 
 @data_app.command()
 def precompute(
-    recipe: Annotated[str, typer.Argument(help="A packaged recipe's name, or a YAML file.")],
-    data: Annotated[
-        list[Path] | None,
-        typer.Option(help="Demonstration file or folder, instead of the recipe's; repeatable."),
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override one recipe key; repeatable."),
-    ] = None,
+    recipe: RecipeName,
+    data: Data = None,
+    set_: Overrides = None,
     feature_cache: Annotated[
         Path, typer.Option(help="Folder of frame features, as training is given it.")
     ] = Path("runs/feature_cache"),
@@ -70,11 +65,7 @@ def precompute(
     overrides = [*(set_ or []), *([f"data.feature_dtype={dtype}"] if dtype else [])]
     # The stages of a recipe share data, contract and encoder, and so their features.
     loaded = load_recipe(recipe, overrides, stage=1 if recipe_stages(recipe) else None)
-    if data:
-        paths = tuple(path.absolute() for path in data)
-        changed = loaded.data.model_copy(update={"paths": paths})
-        loaded = loaded.model_copy(update={"data": changed})
-    preparation = prepare(loaded, resolve_device(device))
+    preparation = prepare(with_data(loaded, data), resolve_device(device))
     plan = plan_features(preparation, feature_cache)
     console.print(_plan_table(loaded.name, plan))
     if dry_run:
