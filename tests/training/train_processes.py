@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -20,8 +21,18 @@ MEASURED = ("samples_per_second", "time/", "memory/")
 """Values of a line of metrics that differ from run to run."""
 
 
-def start(recipe: str | Path, output: Path, *extra: str, world: int = 1) -> list[subprocess.Popen]:
-    """The processes of one run; what they print goes to ``<output>_<rank>.txt``."""
+def start(
+    recipe: str | Path,
+    output: Path,
+    *extra: str,
+    world: int = 1,
+    largest_file: int | None = None,
+) -> list[subprocess.Popen]:
+    """The processes of one run; what they print goes to ``<output>_<rank>.txt``.
+
+    With ``largest_file`` the system refuses to write any file beyond so many bytes.
+    """
+
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -46,6 +57,8 @@ def start(recipe: str | Path, output: Path, *extra: str, world: int = 1) -> list
                     stdout=text, stderr=subprocess.STDOUT, env=environment,
                 )
             )  # fmt: skip
+        if largest_file is not None:
+            resource.prlimit(processes[-1].pid, resource.RLIMIT_FSIZE, (largest_file, -1))
     return processes
 
 

@@ -15,3 +15,9 @@ class DiskFullError(ReflexarcError):
     """The disk took no more while the run was written; what stood there before is whole."""
 
     code = "disk_full"
+
+
+class ProcessLostError(ReflexarcError):
+    """Another process of the run ended, or its machine went; `last` stands as it was saved."""
+
+    code = "process_lost"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import TypeVar
 
@@ -13,9 +13,35 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from reflexarc.training.distributed.engine import Engine, TrainedModules
+from reflexarc.training.errors import ProcessLostError
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=1)
+_LOST_WORDS = ("gloo/transport", "connection closed by peer", "connection reset by peer")
+
+
+@contextmanager
+def naming_a_lost_process(engine: Engine) -> Iterator[None]:
+    """Within the block an exchange that fails because a process has gone raises ProcessLostError.
+
+    On CUDA it may be the library that sends that ends this process, after its own time limit.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if engine.world == 1 or not _is_lost(error):
+            raise
+        raise ProcessLostError(
+            f"process {engine.rank} of {engine.world} no longer reaches another one: it ended, or "
+            f"its machine went ({str(error).splitlines()[0][:200]}). Look at what the others "
+            "printed; then start all of them again with the same command and --resume",
+        ) from error
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    if isinstance(error, dist.DistError):  # NCCL, and the store in which processes meet
+        return True
+    return any(words in str(error).lower() for words in _LOST_WORDS)
 
 
 class SeveralProcesses(Engine):
