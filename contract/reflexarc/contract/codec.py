@@ -25,11 +25,25 @@ import msgpack
 import numpy as np
 
 from reflexarc.contract.errors import CodecError, FrameTooLargeError
+from reflexarc.contract.frame_structure import (
+    MAX_CONTAINER_LENGTH,
+    MAX_DEPTH,
+    MAX_VALUES,
+    check_structure,
+)
+
+__all__ = [
+    "MAX_CONTAINER_LENGTH",
+    "MAX_DEPTH",
+    "MAX_FRAME_BYTES",
+    "MAX_VALUES",
+    "EncodedImage",
+    "array_from_bytes",
+    "pack",
+    "unpack",
+]
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
-MAX_DEPTH = 32
-MAX_CONTAINER_LENGTH = 65_536
-MAX_VALUES = 262_144
 MAX_DIMENSIONS = 6
 MAX_DIMENSION = 65_536
 _IMAGE_FORMATS = ("jpeg", "png", "raw")
@@ -66,7 +80,7 @@ def unpack(frame: bytes | bytearray | memoryview, *, max_bytes: int = MAX_FRAME_
     """
     if len(frame) > max_bytes:
         raise FrameTooLargeError(f"frame of {len(frame)} bytes is above the cap of {max_bytes}")
-    _check_structure(frame)
+    check_structure(frame)
     try:
         return msgpack.unpackb(
             frame,
@@ -117,7 +131,7 @@ def _refuse_kind(dtype: np.dtype[Any]) -> None:
 
 
 def _from_map(fields: dict[Any, Any]) -> Any:
-    if _ALL_TAGS.isdisjoint(fields):  # most maps; this hook runs for each of a frame
+    if _TAGS.isdisjoint(fields):  # most maps; this hook runs for each of a frame
         return fields
     if _tagged(fields, "__ndarray__"):
         return _array(_get(fields, "data"), _get(fields, "dtype"), _get(fields, "shape"))
@@ -134,8 +148,11 @@ def _from_map(fields: dict[Any, Any]) -> Any:
     return fields
 
 
-_TAGS = ("__ndarray__", "__npgeneric__", "__image__", "nd")
-_ALL_TAGS = frozenset((*_TAGS, *(tag.encode() for tag in _TAGS)))
+_TAGS = frozenset(
+    form
+    for tag in ("__ndarray__", "__npgeneric__", "__image__", "nd")
+    for form in (tag, tag.encode())
+)
 
 
 def _tagged(fields: Mapping[Any, Any], tag: str) -> bool:
@@ -148,16 +165,17 @@ def _get(fields: Mapping[Any, Any], key: str) -> Any:
 
 def parse_dtype(text: object) -> np.dtype[Any]:
     """A bool, integer or float dtype up to 64 bits from its name; CodecError otherwise."""
-    if isinstance(text, bytes):
-        text = text.decode("ascii", errors="replace")
-    if not isinstance(text, str) or _DTYPE.fullmatch(text) is None:
+    if not isinstance(text, str | bytes):
         raise CodecError(f"dtype {short(text)} is refused; use bool, integers or floats")
-    return np.dtype(text)
+    return _dtype_named(text)
 
 
 @lru_cache(maxsize=256)
-def _parsed(text: str | bytes) -> np.dtype[Any]:
-    return parse_dtype(text)
+def _dtype_named(text: str | bytes) -> np.dtype[Any]:
+    name = text.decode("ascii", errors="replace") if isinstance(text, bytes) else text
+    if _DTYPE.fullmatch(name) is None:
+        raise CodecError(f"dtype {short(name)} is refused; use bool, integers or floats")
+    return np.dtype(name)
 
 
 def array_from_bytes(data: bytes, dtype: object, shape: object) -> np.ndarray[Any, Any]:
@@ -166,7 +184,7 @@ def array_from_bytes(data: bytes, dtype: object, shape: object) -> np.ndarray[An
 
 
 def _array(data: object, dtype: object, shape: object) -> np.ndarray[Any, Any]:
-    parsed = _parsed(dtype) if isinstance(dtype, str | bytes) else parse_dtype(dtype)
+    parsed = parse_dtype(dtype)
     if not isinstance(data, bytes):
         raise CodecError(f"array data must be bytes, got {type(data).__name__}")
     if not isinstance(shape, list | tuple) or len(shape) > MAX_DIMENSIONS:
@@ -215,91 +233,3 @@ def _image(fields: Mapping[Any, Any]) -> EncodedImage:
     if not all(type(size) is int and 0 <= size <= MAX_DIMENSION for size in shape):
         raise CodecError(f"image shape {short(shape)} is refused")
     return EncodedImage(image_format, data, tuple(shape))
-
-
-def _fixed_sizes() -> list[tuple[int, int] | None]:
-    """First byte of a msgpack value -> (bytes of payload, child values); None where stated later.
-
-    After https://github.com/msgpack/msgpack/blob/master/spec.md.
-    """
-    sizes: list[tuple[int, int] | None] = [None] * 256
-    for first in (*range(0x80), *range(0xE0, 0x100)):  # small integers
-        sizes[first] = (0, 0)
-    for count in range(16):
-        sizes[0x80 + count] = (0, 2 * count)  # map
-        sizes[0x90 + count] = (0, count)  # array
-    for length in range(32):
-        sizes[0xA0 + length] = (length, 0)  # str
-    for first in (0xC0, 0xC2, 0xC3):  # nil, false, true
-        sizes[first] = (0, 0)
-    for first, length in ((0xCA, 4), (0xCB, 8)):  # floats
-        sizes[first] = (length, 0)
-    for power in range(4):  # unsigned and signed integers
-        sizes[0xCC + power] = sizes[0xD0 + power] = (1 << power, 0)
-    return sizes
-
-
-_FIXED_SIZES = _fixed_sizes()
-# First byte -> (bytes of the length, length counts bytes, child values a unit of length).
-_STATED_SIZES = {
-    0xC4: (1, True, 0), 0xC5: (2, True, 0), 0xC6: (4, True, 0),  # bin
-    0xD9: (1, True, 0), 0xDA: (2, True, 0), 0xDB: (4, True, 0),  # str
-    0xDC: (2, False, 1), 0xDD: (4, False, 1),  # array
-    0xDE: (2, False, 2), 0xDF: (4, False, 2),  # map
-}  # fmt: skip
-
-
-def _check_structure(frame: bytes | bytearray | memoryview) -> None:
-    """Walk the frame without decoding it; raise CodecError before anything is allocated.
-
-    A list of one-byte values costs eight bytes of pointers a value once decoded, so the number
-    of values is bounded here, and a container's stated length is checked against the cap.
-    """
-    end, position, values = len(frame), 0, 1
-    left = 1  # values still to come in the innermost open container
-    outer: list[int] = []  # the same of the containers around it
-    fixed_sizes = _FIXED_SIZES
-    while left or outer:
-        if not left:
-            left = outer.pop()
-            continue
-        left -= 1
-        if position >= end:
-            raise CodecError(f"the frame ends in the middle of a message, after {end} bytes")
-        sizes = fixed_sizes[frame[position]]
-        position += 1
-        if sizes is None:
-            position, payload, children = _stated_size(frame, position)
-        else:
-            payload, children = sizes
-        position += payload
-        if position > end:
-            raise CodecError(f"a value of {payload} bytes runs past the end of the frame")
-        if children:
-            values += children
-            if values > MAX_VALUES:
-                raise CodecError(f"more than {MAX_VALUES} values in a frame; send arrays as arrays")
-            if len(outer) >= MAX_DEPTH:
-                raise CodecError(f"nested deeper than {MAX_DEPTH}")
-            outer.append(left)
-            left = children
-    if position != end:
-        raise CodecError(f"{end - position} bytes follow the message")
-
-
-def _stated_size(frame: bytes | bytearray | memoryview, position: int) -> tuple[int, int, int]:
-    """``(position after the length, payload, child values)`` of a value that states its length."""
-    first = frame[position - 1]
-    kind = _STATED_SIZES.get(first)
-    if kind is None:
-        raise CodecError(f"byte 0x{first:02x} at {position - 1}: extension types are refused")
-    width, counts_bytes, children = kind
-    after = position + width
-    if after > len(frame):
-        raise CodecError("the frame ends in the middle of a length")
-    length = frame[position] if width == 1 else int.from_bytes(frame[position:after], "big")
-    if counts_bytes:
-        return after, length, 0
-    if length > MAX_CONTAINER_LENGTH:
-        raise CodecError(f"a container of {length} values is above {MAX_CONTAINER_LENGTH}")
-    return after, 0, children * length
