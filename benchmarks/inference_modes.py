@@ -1,7 +1,7 @@
 """Ways to run one decision on the CPU: eagerly, traced, compiled, ahead of time; interleaved.
 
     python benchmarks/inference_modes.py [--rounds 12] [--threads 1] [--modes traced,compiled,ahead]
-        [--cpu-time]
+        [--parts encode,sample,vision] [--cpu-time]
 
 Sides of a table are measured in turn, in changing order, one decision each a round; a ratio is the
 median over rounds of a side's time divided by the eager one's of the same round. Parts are
@@ -9,8 +9,8 @@ measured by themselves: ``vision`` (frames to features), ``encode`` (features to
 (z to actions, 4 Euler steps). ``prepared`` is what a mode needs before its first decision.
 
 ``traced`` is ``torch.jit.trace`` and ``freeze``; ``compiled`` is ``torch.compile`` (inductor, which
-needs a C++ compiler); ``ahead`` is ``torch.export`` and AOTInductor. These three see the compiled
-scan through an operator of torch's library, which it is not otherwise; eager calls it directly.
+needs a C++ compiler); ``ahead`` is ``torch.export`` and AOTInductor, a minute a part. These three
+see the compiled scan through an operator of torch's library, which it is not otherwise.
 ``--cpu-time`` counts the process's processor time, which a busy machine disturbs less.
 """
 
@@ -40,10 +40,11 @@ from reflexarc.policy.layers.selective_scan import backend_for
 from reflexarc.policy.statevla.config import StateVLAConfig
 from reflexarc.policy.statevla.model import StateVLA
 
-MODES = ("eager", "traced", "compiled", "ahead")
+PARTS = ("encode", "sample", "vision")
 CPU = torch.device("cpu")
 _CALLS = 5  # measured together
 Call = Callable[..., Tensor]
+Parts = dict[str, tuple[nn.Module, tuple[Tensor, ...]]]
 
 
 @torch.library.custom_op("reflexarc_benchmark::scan", mutates_args=())
@@ -112,7 +113,7 @@ class Sample(nn.Module):
         return self.policy.sample_actions({"z": z}, noise, steps=4)
 
 
-def parts_of(policy: StateVLA) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
+def parts_of(policy: StateVLA) -> Parts:
     """Modules with inputs of one decision."""
     generator = torch.Generator().manual_seed(0)
     contract = policy.contract
@@ -124,7 +125,7 @@ def parts_of(policy: StateVLA) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]
     encode = Encode(policy)
     z = encode(language, state, features)
     noise = torch.randn(1, *policy.sampling.noise_shape, generator=generator)
-    found: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {
+    found: Parts = {
         "encode": (encode, (language, state, features)),
         "sample": (Sample(policy), (z, noise)),
     }
@@ -152,11 +153,11 @@ def prepare(mode: str, module: nn.Module, inputs: tuple[Tensor, ...], folder: Pa
 
 
 def measure(
-    name: str, policy: StateVLA, modes: list[str], rounds: int, clock: Callable[[], float]
+    name: str, parts: Parts, modes: list[str], rounds: int, clock: Callable[[], float]
 ) -> list[str]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for part, (module, inputs) in parts_of(policy).items():
+        for part, (module, inputs) in parts.items():
             calls, prepared, failed = {}, {}, {}
             for mode in modes:
                 use_operators(mode != "eager")
@@ -221,7 +222,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--modes", default=",".join(MODES))
+    parser.add_argument("--modes", default="traced,compiled")
+    parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--cpu-time", action="store_true")
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/demo"))
     options = parser.parse_args()
@@ -236,7 +238,9 @@ def main() -> None:
         assert isinstance(demo, StateVLA)
         for name, policy in (("demo", demo), ("published size", published())):
             clock = time.process_time if options.cpu_time else time.perf_counter
-            for row in measure(name, policy, modes, options.rounds, clock):
+            parts = parts_of(policy)
+            chosen = {part: parts[part] for part in options.parts.split(",") if part in parts}
+            for row in measure(name, chosen, modes, options.rounds, clock):
                 print(row, flush=True)
 
 
