@@ -298,3 +298,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def test_precompute_takes_a_suite_and_an_output_and_names_data_that_is_not_there(
+    recipe: Path, tmp_path: Path
+) -> None:
+    arguments = ["data", "precompute", str(recipe), "--set", "data.paths=[]"]
+    wanted = ["--suite", "libero_goal", "--output", str(tmp_path), "--dry-run"]
+    result = CliRunner().invoke(app, [*arguments, *wanted])
+    assert isinstance(result.exception, ReflexarcError)
+    assert "there is no datasets/libero_goal" in str(result.exception)
+    assert "reflexarc data collect --suite libero_goal" in str(result.exception)

@@ -25,8 +25,17 @@ def precompute(
     recipe: RecipeName,
     data: Data = None,
     set_: Overrides = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(help="Another suite than the recipe's: --set data.suite=..., its own folder."),
+    ] = None,
     feature_cache: Annotated[
-        Path, typer.Option(help="Folder of frame features, as training is given it.")
+        Path,
+        typer.Option(
+            "--feature-cache",
+            "--output",
+            help="Folder of frame features, as training is given it.",
+        ),
     ] = Path("runs/feature_cache"),
     dtype: Annotated[
         str | None,
@@ -62,7 +71,11 @@ def precompute(
     console = Console(stderr=True)
     keep_freed_memory()
     cores = use_threads(threads)
-    overrides = [*(set_ or []), *([f"data.feature_dtype={dtype}"] if dtype else [])]
+    overrides = [
+        *(set_ or []),
+        *([f"data.suite={suite}"] if suite else []),
+        *([f"data.feature_dtype={dtype}"] if dtype else []),
+    ]
     # The stages of a recipe share data, contract and encoder, and so their features.
     loaded = load_recipe(recipe, overrides, stage=1 if recipe_stages(recipe) else None)
     preparation = prepare(with_data(loaded, data), resolve_device(device))
