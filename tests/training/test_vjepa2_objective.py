@@ -153,6 +153,25 @@ def test_rows_that_stand_in_for_others_never_count(batch: Batch) -> None:
         assert losses(objective, nothing, perfect(batch) + 1)["total"] == 0
 
 
+def test_parts_of_a_batch_add_up_to_the_whole(batch: Batch) -> None:
+    """As passes of one step do, each weighted by ``weight``."""
+    objective = make(start_weight=3.0, transition_weight=5.0)
+    off = perfect(batch) + torch.randn(batch.actions.shape, generator=torch.Generator())
+    sums, total = 0.0, 0.0
+    for rows in (torch.tensor([0, 1]), torch.tensor([2, 3, 4, 5])):
+        part = Batch(
+            window={name: values[rows] for name, values in batch.window.items()},
+            task={name: values[rows] for name, values in batch.task.items()},
+            valid=batch.valid[rows],
+            actions=batch.actions[rows],
+            action_mask=batch.action_mask[rows],
+        )
+        weight = objective.weight(part)
+        sums += weight * losses(objective, part, off[rows])["total"]
+        total += weight
+    assert sums / total == pytest.approx(losses(objective, batch, off)["total"], rel=1e-5)
+
+
 def seen(objective: ActionChunkObjective, batch: Batch, *, training: bool) -> Tensors:
     policy = Predicts(perfect(batch))
     objective.train(training)
