@@ -112,7 +112,7 @@ def test_waiting_requests_are_bounded(
 ) -> None:
     policy = make_slow_policy(1.0)
     with BackgroundServer(lambda: policy) as server:
-        server.service._max_waiting = 1
+        server.service._admission.max_waiting = 1
         with connect(f"{server.url}/v1/policy", compression=None) as connection:
             connection.recv(timeout=10)
             connection.send(pack(make_observation().to_wire()))

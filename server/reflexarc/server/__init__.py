@@ -1,5 +1,6 @@
 """serve-policy: a checkpoint behind websocket and HTTP."""
 
+from reflexarc.server.admission import Phase
 from reflexarc.server.api_keys import ApiKeys
 from reflexarc.server.app import create_app
 from reflexarc.server.background import BackgroundServer
@@ -7,7 +8,7 @@ from reflexarc.server.inference import Inference
 from reflexarc.server.lifecycle import PolicyServer
 from reflexarc.server.null_policy import NullPolicy, libero_contract
 from reflexarc.server.protection import Protection
-from reflexarc.server.service import Phase, PolicyService
+from reflexarc.server.service import PolicyService
 
 __all__ = [
     "ApiKeys",

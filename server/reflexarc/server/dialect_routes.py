@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from reflexarc.contract import ActionChunk, Observation, PolicyContract, ReflexarcError
+from reflexarc.server.admission import Phase
 from reflexarc.server.dialects import groot, openvla
 from reflexarc.server.dialects.conversions import refused
 from reflexarc.server.dialects.json_arrays import parse_json
@@ -23,7 +24,7 @@ from reflexarc.server.http_routes import (
     status_of,
 )
 from reflexarc.server.inference import internal_error
-from reflexarc.server.service import Phase, PolicyService
+from reflexarc.server.service import PolicyService
 from reflexarc.server.ticket import Ticket
 
 

@@ -25,11 +25,12 @@ from reflexarc.contract.errors import (
     UnknownInstructionError,
     UnknownSessionError,
 )
+from reflexarc.server.admission import Phase
 from reflexarc.server.dialects import json_http, native
 from reflexarc.server.dialects.json_arrays import parse_json
 from reflexarc.server.inference import handshake, internal_error
 from reflexarc.server.origin import origin_is_foreign
-from reflexarc.server.service import DECODED_INLINE_BYTES, Phase, PolicyService
+from reflexarc.server.service import DECODED_INLINE_BYTES, PolicyService
 from reflexarc.server.ticket import Ticket
 
 logger = logging.getLogger(__name__)

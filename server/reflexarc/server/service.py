@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from enum import Enum
 from functools import partial
 from typing import TypeVar
 
 from reflexarc.contract import ActionChunk, Observation, PolicyContract, ReflexarcError
 from reflexarc.contract.errors import NotReadyError
+from reflexarc.server.admission import Admission, Phase
 from reflexarc.server.batching import Batcher, Pending
 from reflexarc.server.batching.pending import Outcome, never
 from reflexarc.server.episodes import SEED_BITS, Episodes
@@ -29,16 +29,6 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 # Two raw images of 224 px take 0.1 ms to decode; a hand-over to a thread and back takes as long.
 DECODED_INLINE_BYTES = 1024 * 1024
-
-
-class Phase(str, Enum):
-    """What ``/readyz`` says."""
-
-    LOADING = "loading"
-    WARMING = "warming"
-    READY = "ready"
-    DRAINING = "draining"
-    FAILED = "failed"
 
 
 class PolicyService:
@@ -56,7 +46,6 @@ class PolicyService:
             have seeds that follow from it and from the step. None draws every seed.
 
     Attributes:
-        phase: what ``/readyz`` says.
         load_error: why the policy could not be loaded, or failed while it was warmed.
         contract_tag: start of the sha256 of the contract; another policy has another.
     """
@@ -76,17 +65,22 @@ class PolicyService:
         self._episodes = Episodes(default_seed=default_seed)
         self._listeners = Listeners(listeners)
         self._parsers = ThreadPoolExecutor(2, thread_name_prefix="parse")
-        self._max_waiting = max_waiting
+        self._admission = Admission(max_waiting)
         self._worker = Worker("inference")
         self._inference: Inference | None = None
         self._settled = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._in_flight = 0
         self._loading: asyncio.Task[None] | None = None
-        self.phase = Phase.LOADING
         self.load_error: ReflexarcError | None = None
         self.contract_tag = ""
+
+    @property
+    def phase(self) -> Phase:
+        """What ``/readyz`` says."""
+        return self._admission.phase
+
+    @phase.setter
+    def phase(self, phase: Phase) -> None:
+        self._admission.phase = phase
 
     def start(self) -> None:
         """Begin to load; call once, on the event loop."""
@@ -124,7 +118,7 @@ class PolicyService:
     def inference(self) -> Inference:
         """The policy. Raises NotReadyError unless the phase is ready."""
         if self.phase is not Phase.READY or self._inference is None:
-            raise NotReadyError(f"the server is {self.phase.value}; ask again when it is ready")
+            raise self._admission.not_ready()
         return self._inference
 
     def ticket(
@@ -138,26 +132,15 @@ class PolicyService:
         Raises NotReadyError when the server is not ready or has too much waiting.
         """
         ticket = Ticket(dialect, received, connection, bytes_in, self._closed)
-        if self.phase is not Phase.READY:
-            ticket.error = NotReadyError(
-                f"the server is {self.phase.value}; ask again when it is ready"
-            )
-        elif self._in_flight >= self._max_waiting:
-            ticket.error = NotReadyError(
-                f"{self._in_flight} requests are waiting already; ask again later"
-            )
+        ticket.error = self._admission.enter()
         if ticket.error is not None:
             raise ticket.error
-        self._in_flight += 1
-        self._idle.clear()
         return ticket
 
     def _closed(self, ticket: Ticket) -> None:
         if self._batcher is not None:
             self._batcher.arrivals.replied(ticket.peer, time.perf_counter())
-        self._in_flight -= 1
-        if self._in_flight == 0:
-            self._idle.set()
+        self._admission.leave()
         if self._listeners:
             self._listeners(ticket.exchange())
 
@@ -182,7 +165,7 @@ class PolicyService:
     @property
     def waiting(self) -> int:
         """Requests that wait or run."""
-        return self._in_flight
+        return self._admission.in_flight
 
     @property
     def contract(self) -> PolicyContract | None:
@@ -328,13 +311,7 @@ class PolicyService:
 
     async def drain(self, timeout: float) -> bool:
         """Refuse new requests, wait for those in flight; False when some did not end in time."""
-        self.phase = Phase.DRAINING
-        try:
-            await asyncio.wait_for(self._idle.wait(), timeout)
-        except asyncio.TimeoutError:
-            logger.error("%d requests did not end within %g s", self._in_flight, timeout)
-            return False
-        return True
+        return await self._admission.drain(timeout)
 
     def close(self) -> None:
         """Let the worker thread end after its current work."""
