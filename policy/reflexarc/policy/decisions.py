@@ -9,8 +9,9 @@ from typing import Literal, Protocol, get_args
 
 from torch import Tensor
 
-from reflexarc.contract.errors import ConfigError
+from reflexarc.contract.errors import ConfigError, InferenceError
 from reflexarc.policy.interface import Policy, Tensors
+from reflexarc.policy.layers.selective_scan.errors import ScanInputError
 from reflexarc.policy.windows import with_clips
 
 CompileMode = Literal["auto", "off", "graph"]
@@ -32,6 +33,8 @@ class Decisions(Protocol):
             task, window, valid: as ``Policy.encode`` has them, but clips not embedded yet.
             steps: of denoising.
             given: what there is of ``noise``, ``prefix`` and ``guide``.
+
+        Raises InferenceError where the policy's own values are not finite on the way, if it looks.
         """
 
 
@@ -47,11 +50,15 @@ class EagerDecisions:
     def sample(
         self, task: Tensors, window: Tensors, valid: Tensor, steps: int, given: Tensors
     ) -> Tensor:
-        context = self._policy.encode(task, with_clips(self._policy, window, valid), valid)
         # A policy that supports a prefix or guide alone need not know the other argument.
         known = {name: rows for name, rows in given.items() if name != "noise"}
-        noise = given.get("noise")
-        return self._policy.sample_actions(context, noise, steps=steps, **known)
+        try:
+            context = self._policy.encode(task, with_clips(self._policy, window, valid), valid)
+            return self._policy.sample_actions(context, given.get("noise"), steps=steps, **known)
+        except ScanInputError as error:  # the observation was checked: it is the weights
+            raise InferenceError(
+                f"the policy's tokens are not finite; its weights are damaged ({error.message})"
+            ) from error
 
 
 def check_mode(mode: str, device: str) -> CompileMode:
