@@ -309,3 +309,16 @@ def test_precompute_takes_a_suite_and_an_output_and_names_data_that_is_not_there
     assert isinstance(result.exception, ReflexarcError)
     assert "there is no datasets/libero_goal" in str(result.exception)
     assert "reflexarc data collect --suite libero_goal" in str(result.exception)
+
+
+def test_query_draws_chunks_along_a_demonstration(run: Path, data: Path, tmp_path: Path) -> None:
+    with BackgroundServer(lambda: CheckpointPolicy.load(run, "cpu")) as server:
+        arguments = ["query", "--server", server.url, "--plot", str(tmp_path / "chunks.png")]
+        one = ["--data", str(data), "--task", "blue", "--episode", "1", "--every", "8"]
+        result = CliRunner().invoke(app, [*arguments, *one], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        assert "pick_up_the_blue_block_demo.hdf5/demo_1: 4 chunks" in result.output
+        assert (tmp_path / "chunks.png").read_bytes().startswith(b"\x89PNG")
+        refused = CliRunner().invoke(app, arguments)
+        assert isinstance(refused.exception, ConfigError)
+        assert "--data" in str(refused.exception)

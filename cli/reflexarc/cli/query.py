@@ -54,8 +54,28 @@ def query(
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Of --replay: the report as JSON.")
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PNG", help="Draw predicted chunks against the recorded actions of --data."
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Of --plot: demonstrations, as for eval offline.")
+    ] = None,
+    task: Annotated[
+        str, typer.Option(help="Of --plot: a task's name or part of it; default: the first.")
+    ] = "",
+    episode: Annotated[
+        int, typer.Option(help="Of --plot: which of the task's demonstrations.", min=0)
+    ] = 0,
+    every: Annotated[
+        int, typer.Option(help="Of --plot: ask at every Nth recorded frame.", min=1)
+    ] = 4,
 ) -> None:
     """Print the server's contract; with an observation, or --random, one chunk of actions.
+
+    With --plot and --data: a picture of predicted chunks over the actions of one demonstration.
 
     With --replay: what the server answers otherwise than the recorded one; exit status 1 when
     actions differ by more than --tolerance, or another request is refused.
@@ -71,6 +91,13 @@ def query(
 
             same = replay_recording(replay, client, tolerance, output)
             raise typer.Exit(0 if same else 1)
+        if plot is not None:
+            from reflexarc.cli.query_plot import plot_episode
+
+            plot_episode(
+                client, plot, data, task=task, episode=episode, every=every, seed=seed or 0
+            )
+            return
         if not (image or state or instruction or random):
             _print_contract(client.contract, client.metadata)
             return
