@@ -16,7 +16,7 @@ from reflexarc.training.distributed.deepspeed_config import (
     read_deepspeed_config,
     resolved_deepspeed_config,
 )
-from reflexarc.training.distributed.launch import check_recipe, join_processes
+from reflexarc.training.distributed.launch import check_devices, check_recipe, join_processes
 from reflexarc.training.recipe_files import load_recipe
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
@@ -110,6 +110,12 @@ def test_an_engine_and_a_launcher_that_contradict_each_other(
     told(monkeypatch, ACCELERATE_USE_CPU="true")
     with pytest.raises(ConfigError, match="--device is cuda"):
         join_processes("auto", "cuda")
+
+
+def test_more_processes_than_gpus_are_refused() -> None:
+    check_devices(4, 4)
+    with pytest.raises(ConfigError, match="--nproc-per-node 4"):
+        check_devices(8, 4)
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is not None, reason="DeepSpeed is installed")

@@ -84,6 +84,16 @@ def check_recipe(engine: Engine, recipe: Recipe) -> None:
     engine.check(recipe)
 
 
+def check_devices(processes: int, devices: int) -> None:
+    """Raise ConfigError when a machine has more ``processes`` than GPUs."""
+    if processes > devices:
+        raise ConfigError(
+            f"{processes} processes were started on a machine with {devices} GPUs, and each needs "
+            f"its own; start it with --nproc-per-node {max(1, devices)}, or give --device cpu",
+            field="device",
+        )
+
+
 def processes_here() -> int:
     """How many processes of the run are on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -118,6 +128,8 @@ def _join(device: str) -> torch.device:
             f"--device {device} is one device, and each process needs its own; give --device cuda",
             field="device",
         )
+    if not on_cpu:
+        check_devices(processes_here(), torch.cuda.device_count())
     state = PartialState(cpu=True, backend=_HOST) if on_cpu else PartialState()
     here: torch.device = state.device
     return here
