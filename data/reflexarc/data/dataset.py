@@ -62,6 +62,10 @@ class DatasetEpisode(Protocol):
     def image_size(self, camera: str) -> tuple[int, int]:
         """Height and width of a camera's images. DatasetError for a camera that is not there."""
 
+    def image_source(self, camera: str) -> list[Any]:
+        """What decides a camera's images, without reading them: a file, its size and the time of
+        its last change, and how it is read. JSON values."""
+
     def images(self, camera: str, frame_indices: FrameIndices) -> npt.NDArray[np.uint8]:
         """``uint8 (n, H, W, 3)`` RGB of some indices into ``image_steps``, in their order."""
 

@@ -29,6 +29,7 @@ from reflexarc.data.libero_layout import (
     read_dataset,
     require_dataset,
 )
+from reflexarc.data.presence import changes_of
 
 __all__ = ["Episode", "FloatRows", "Labels"]
 
@@ -120,6 +121,10 @@ class Episode:
             )
         parts = [self._rows(f"obs/{key}", 0, width) for key, width in STATE_PARTS[layout]]
         return np.concatenate(parts, axis=1)
+
+    def image_source(self, camera: str) -> list[Any]:
+        """The file with size and time of its last change, and what says which rows are frames."""
+        return [*changes_of(self.path), camera, self.alignment]
 
     def image_size(self, camera: str) -> tuple[int, int]:
         """Height and width of the stored images; DatasetError for an unknown camera."""

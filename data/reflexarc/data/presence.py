@@ -25,6 +25,12 @@ def exists(path: Path) -> bool:
         raise not_allowed(path, error) from error
 
 
+def changes_of(path: Path) -> tuple[str, int, int]:
+    """A file's path, its size in bytes, and the time of its last change in nanoseconds."""
+    found = path.stat()
+    return str(path.absolute()), found.st_size, found.st_mtime_ns
+
+
 def is_forbidden(error: BaseException) -> TypeGuard[PermissionError]:
     """Whether the system refused access; ffmpeg calls a broken file "not permitted" too."""
     return isinstance(error, PermissionError) and error.errno == errno.EACCES

@@ -23,6 +23,7 @@ from reflexarc.policy.processing import Processor
 from reflexarc.training.config import Recipe
 from reflexarc.training.families import build_policy, open_table
 from reflexarc.training.feature_store.dtypes import FeatureRows
+from reflexarc.training.feature_store.first_frames import FirstFrames
 from reflexarc.training.feature_store.keys import FeatureKey, feature_key
 from reflexarc.training.feature_store.store import FrameFeatures, frame_features
 from reflexarc.training.freezing import freeze_modules, module_at
@@ -52,6 +53,7 @@ class Preparation:
         task_rows: instruction to its row in ``task``.
         goals: what takes their place for a policy that is shown a goal image.
         origin: the checkpoint that the weights come from, None where they are random.
+        feature_cache: where digests of frames may lie that were read before.
     """
 
     recipe: Recipe
@@ -66,6 +68,7 @@ class Preparation:
     task_rows: dict[str, int]
     origin: dict[str, Any] | None = None
     goals: Goals | None = None
+    feature_cache: Path | None = None
 
     @property
     def contract(self) -> PolicyContract:
@@ -79,14 +82,24 @@ class Preparation:
     def feature_key(self) -> FeatureKey:
         """Key of the frames' features in a feature store."""
         return feature_key(
-            self.policy, self.episodes, self.dataset_fingerprint, self.recipe.data.feature_dtype
+            self.policy,
+            self.episodes,
+            self.dataset_fingerprint,
+            self.recipe.data.feature_dtype,
+            self._first_frames,
         )
+
+    @cached_property
+    def _first_frames(self) -> FirstFrames:
+        return FirstFrames(self.feature_cache)
 
     def features(self, cache: Path, *, progress: bool = True) -> FrameFeatures:
         """Features of every frame, from the store in ``cache`` or computed into it."""
-        return frame_features(
+        features = frame_features(
             self.policy, self.episodes, self.feature_key, cache, progress=progress
         )
+        self._first_frames.save(cache)
+        return features
 
     def sources(
         self, features: Mapping[str, FeatureRows], first_rows: Sequence[int]

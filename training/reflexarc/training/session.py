@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -63,7 +63,7 @@ def plan(
     if init_from is not None:
         start = open_start(init_from)
         check_stage(recipe, start)
-    preparation = prepare(recipe, device, start=start)
+    preparation = replace(prepare(recipe, device, start=start), feature_cache=cache)
     found = estimate(preparation, output, cache, engine=engine, world=world, timed=timed)
     return Planned(preparation, found, output, cache, device)
 

@@ -22,6 +22,7 @@ from reflexarc.data.lerobot.mapping import Mapping
 from reflexarc.data.lerobot.parquet import COLUMNS, read_cells
 from reflexarc.data.lerobot.records import EpisodeRecord
 from reflexarc.data.lerobot.video import DECODERS, TOLERANCE
+from reflexarc.data.presence import changes_of
 
 TIMESTAMP = "timestamp"
 _RATE_TOLERANCE = 0.1
@@ -80,6 +81,14 @@ class LeRobotEpisode:
         """Declared height and width; :meth:`images` refuses files of another size."""
         self._feature_of(camera)
         return self.image_sizes[camera]
+
+    def image_source(self, camera: str) -> list[Any]:
+        """The file with size and time of its last change, where in it the episode begins."""
+        feature = self._feature_of(camera)
+        span = self.record.videos.get(feature)
+        begins = self.record.first_row if span is None else span.start
+        path = self.record.data_file if span is None else span.path
+        return [*changes_of(path), feature, begins, self.turned]
 
     def images(self, camera: str, frame_indices: FrameIndices) -> npt.NDArray[np.uint8]:
         """``uint8 (n, H, W, 3)`` RGB of some indices into ``image_steps``, in any order.

@@ -18,7 +18,8 @@ from reflexarc.data.dataset import DatasetEpisode
 from reflexarc.policy.interface import Policy
 from reflexarc.training.config_base import FeatureDtype
 from reflexarc.training.feature_store.dtypes import stored_name
-from reflexarc.training.feature_store.embedding import Frames, embed_episode, recorded_frames
+from reflexarc.training.feature_store.embedding import embed_episode
+from reflexarc.training.feature_store.first_frames import FirstFrames
 
 FORMAT = 2
 
@@ -102,12 +103,15 @@ def feature_key(
     episodes: Sequence[DatasetEpisode],
     dataset_fingerprint: str,
     dtype: FeatureDtype = "fp16",
+    first_frames: FirstFrames | None = None,
 ) -> FeatureKey:
     """The key of the features of every frame of ``episodes``.
 
     The dataset's fingerprint does not cover pixels, so the first frame of every episode is
-    hashed here: another rendering of the same demonstrations is another key.
+    hashed here: another rendering of the same demonstrations is another key. Those that
+    ``first_frames`` knows are not read.
     """
+    frames = first_frames or FirstFrames()
     policy.eval()
     cameras = policy.contract.cameras
     rows = embed_episode(policy, episodes[0], np.zeros(1, dtype=np.int64))
@@ -126,7 +130,7 @@ def feature_key(
     )
     return FeatureKey(
         fields,
-        tuple(_episode_digest(episode, cameras) for episode in episodes),
+        tuple(frames.digest(episode, cameras) for episode in episodes),
         tuple(len(episode.image_steps) for episode in episodes),
     )
 
@@ -159,15 +163,6 @@ def _steps(camera: Camera) -> str:
     """The contract's image steps in words: ``256x256 -> rotate_180 -> … -> 224x224``."""
     source = f"{camera.source_height}x{camera.source_width}"
     return " -> ".join([source, *camera.steps, f"{camera.height}x{camera.width}"])
-
-
-def _episode_digest(episode: DatasetEpisode, cameras: Sequence[Camera]) -> str:
-    digest = hashlib.sha256(json.dumps([episode.path.name, episode.demo]).encode())
-    digest.update(np.ascontiguousarray(episode.image_steps).data)
-    first: Frames = np.zeros(1, dtype=np.int64)
-    for camera in cameras:
-        digest.update(np.ascontiguousarray(recorded_frames(episode, camera, first)).data)
-    return digest.hexdigest()
 
 
 def _encoders(policy: Policy) -> dict[str, EncoderKey]:
