@@ -4,7 +4,7 @@ The compiler is called directly, not through torch's extension loader: the sourc
 header of torch, so that it needs neither ninja nor a lock file (which a killed process leaves
 behind), and compiles in a second or two. A library is kept in the user's cache folder under a
 name made of the source, the flags and the processor's features, because it is built for exactly
-that processor. Each process writes its own temporary file and renames it, so any number may build
+that processor. Each thread writes its own temporary file and renames it, so any number may build
 at once; where the folder cannot be written, the library is built for this process alone.
 """
 
@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -122,7 +123,7 @@ def _run(command: list[str]) -> None:
 
 
 def _keep(built: Path, kept: Path) -> str:
-    temporary = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")
+    temporary = kept.with_name(f".{kept.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(built, temporary)
