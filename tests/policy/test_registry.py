@@ -27,9 +27,9 @@ class AlsoMine(StateVLA):
 def test_registered_families_are_known_inside_the_block() -> None:
     with registered(Mine):
         assert policy_class("mine") is Mine
-        assert known_families() == ["mine", "statevla"]
-    assert known_families() == ["statevla"]
-    with pytest.raises(ConfigError, match=r"'mine'; known: statevla"):
+        assert known_families() == ["mine", "statevla", "vjepa2_head"]
+    assert known_families() == ["statevla", "vjepa2_head"]
+    with pytest.raises(ConfigError, match=r"'mine'; known: statevla, vjepa2_head"):
         policy_class("mine")
 
 
@@ -44,7 +44,7 @@ def test_names_are_taken_once() -> None:
     ):
         pass
     assert register(StateVLA) is StateVLA
-    assert known_families() == ["statevla"]
+    assert known_families() == ["statevla", "vjepa2_head"]
 
 
 def test_what_is_no_family_is_refused() -> None:
