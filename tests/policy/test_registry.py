@@ -88,7 +88,7 @@ FAMILY = (
 
 def test_a_family_of_an_installed_package(install: Install) -> None:
     install("robotlab", {"theirs": "robotlab:Theirs"}, FAMILY)
-    assert known_families() == ["statevla", "theirs"]
+    assert known_families() == ["statevla", "theirs", "vjepa2_head"]
     assert "robotlab" not in sys.modules, "to know a name imports nothing"
     assert policy_class("theirs") is sys.modules["robotlab"].Theirs  # type: ignore[attr-defined]
 
