@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
 
 def test_a_resumed_run_reports_no_step_twice(run: RunFolder) -> None:
     report(run, 0, 6)
+    time.sleep(1.1)  # TensorBoard's files are in order of the second in which they were begun
     report(run, 4, 8)  # killed at 6, its last checkpoint stood at 4
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 9))

@@ -22,6 +22,7 @@ from reflexarc.policy.checkpoint import load_checkpoint
 from reflexarc.policy.runtime import PolicyRuntime
 from reflexarc.training.config import Recipe
 from reflexarc.training.errors import TrainingDivergedError
+from reflexarc.training.objective import Batch, Draws
 from reflexarc.training.outcome import Outcome
 from reflexarc.training.recipe_files import load_recipe
 from reflexarc.training.session import execute, open_run_folder, plan
@@ -100,7 +101,7 @@ def test_a_dry_run_counts_and_writes_nothing(recipe: Recipe, tmp_path: Path) -> 
     assert found.trained_parameters == sum(
         p.numel() for p in policy.parameters() if p.requires_grad
     )
-    assert found.memory > 16 * found.trained_parameters
+    assert found.memory.total > 16 * found.trained_parameters
     assert found.disk_free > found.disk_needed > found.checkpoint
     assert list(tmp_path.iterdir()) == []
 
@@ -330,13 +331,15 @@ def test_a_loss_that_is_not_finite_names_its_step_and_overwrites_nothing(
         "training.checkpoint_every=3",
         "training.log_every=100",
     )
-    draw, calls = FlowMatchingObjective.draw, 0
+    draw, steps = FlowMatchingObjective.draw, 0
 
-    def poisoned(objective: FlowMatchingObjective, *arguments: object) -> object:
-        nonlocal calls
-        draws = draw(objective, *arguments)  # type: ignore[arg-type]
-        calls += 1
-        return {**draws, "noise": draws["noise"] * float("nan")} if calls > 6 else draws
+    def poisoned(
+        objective: FlowMatchingObjective, batch: Batch, generator: torch.Generator
+    ) -> Draws:
+        nonlocal steps
+        draws = draw(objective, batch, generator)
+        steps += batch.size == recipe.training.batch_size  # the estimate's batches are smaller
+        return {**draws, "noise": draws["noise"] * float("nan")} if steps > 5 else draws
 
     monkeypatch.setattr(FlowMatchingObjective, "draw", poisoned)
     override = recipe.model_copy(
