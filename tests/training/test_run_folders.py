@@ -97,7 +97,7 @@ def test_a_run_that_trains_is_stopped_from_outside(demonstrations: Path, tmp_pat
         [sys.executable, "-m", "reflexarc.cli", "train", *TRAIN, "--output", str(output),
          "--data", str(demonstrations), "--set", "training.epochs=null",
          "--set", "training.steps=1000000", "--set", "training.validate_every=1000000",
-         "--set", "training.checkpoint_every=1000000"],
+         "--set", "training.checkpoint_every=1000000", "--set", "training.log_every=1"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
