@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from reflexarc.policy.statevla.config import KeypointsConfig, StateVLAConfig
-from reflexarc.policy.statevla.encoder import Encoder, FourierFeatures, Representation, Tokenizer
-from reflexarc.policy.statevla.vision_tokens import KeypointTokens
+from reflexarc.policy.layers.fourier import FourierFeatures
+from reflexarc.policy.layers.keypoints import KeypointsConfig, KeypointTokens
+from reflexarc.policy.statevla.config import StateVLAConfig
+from reflexarc.policy.statevla.encoder import Encoder, Representation, Tokenizer
 
 GRID, CHANNELS, D_MODEL = (5, 7), 6, 16
 

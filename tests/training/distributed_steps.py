@@ -18,7 +18,7 @@ from tiny_statevla import ACTION_DIMENSION, Z_DIMENSION, random_source, tiny_sta
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from reflexarc.policy.statevla.config import KeypointsConfig
+from reflexarc.policy.layers.keypoints import KeypointsConfig
 from reflexarc.policy.statevla.model import StateVLA
 from reflexarc.training.config import OptimizerConfig
 from reflexarc.training.config_objectives import (

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from reflexarc.policy.layers.keypoints import KeypointsConfig
 from reflexarc.policy.layers.vicreg import vicreg_terms
-from reflexarc.policy.statevla.config import KeypointsConfig
 from reflexarc.policy.statevla.model import StateVLA
 from reflexarc.training.config_objectives import FlowMatchingConfig, MaskedJEPAConfig
 from reflexarc.training.objective import Batch, Draws, Losses

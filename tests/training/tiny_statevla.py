@@ -12,7 +12,8 @@ from reflexarc.contract import PolicyContract
 from reflexarc.contract.policy_contract import LIBERO_STATE_EEF, libero_action, libero_cameras
 from reflexarc.policy.backbones.vision import VisionBackboneConfig
 from reflexarc.policy.language import LanguageEmbeddings
-from reflexarc.policy.statevla.config import KeypointsConfig, StateVLAConfig
+from reflexarc.policy.layers.keypoints import KeypointsConfig
+from reflexarc.policy.statevla.config import StateVLAConfig
 from reflexarc.policy.statevla.model import StateVLA
 from reflexarc.training.samples import BatchSource, FutureTable, SampleTable
 

@@ -2,32 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from reflexarc.policy.backbones.vision import VisionBackboneConfig
 from reflexarc.policy.interface import PolicyConfig
-
-
-class KeypointsConfig(PolicyConfig):
-    """Learned keypoints in the place of patch tokens; see ``KeypointTokens``.
-
-    Attributes:
-        number: keypoints of a camera.
-        hidden: channels that they look at.
-        tokens: of a camera, among which its keypoints are dealt out.
-    """
-
-    number: int = Field(default=32, ge=1)
-    hidden: int = Field(default=64, ge=1)
-    tokens: int = Field(default=4, ge=1)
-
-    @model_validator(mode="after")
-    def _keypoints_are_dealt_out_evenly(self) -> KeypointsConfig:
-        if self.number % self.tokens:
-            raise ValueError(
-                f"keypoints.number {self.number} is no multiple of keypoints.tokens {self.tokens}"
-            )
-        return self
+from reflexarc.policy.layers.keypoints import KeypointsConfig
 
 
 class StateVLAConfig(PolicyConfig):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from reflexarc.policy.interface import Tensors
+from reflexarc.policy.layers.fourier import FourierFeatures
+from reflexarc.policy.layers.keypoints import KeypointTokens
 from reflexarc.policy.layers.mamba import MambaStack
 from reflexarc.policy.statevla.config import StateVLAConfig
-from reflexarc.policy.statevla.vision_tokens import KeypointTokens, PatchTokens
+from reflexarc.policy.statevla.vision_tokens import PatchTokens
 
 _EMBEDDING_STD = 0.02
 
@@ -77,24 +77,6 @@ class Tokenizer(nn.Module):
             self.latent.expand(len(language), -1, -1),
         ]
         return torch.cat(tokens, dim=1)
-
-
-class FourierFeatures(nn.Module):
-    """``x (..., S)`` beside its sines and cosines at doubling frequencies.
-
-    A network of plain coordinates learns what is smooth in them first, and a hand has to decide
-    within millimetres (Tancik et al., arXiv 2006.10739). The longest wave spans four standard
-    deviations of the normalised state, the shortest of six octaves an eighth of one.
-    """
-
-    def __init__(self, octaves: int):
-        super().__init__()
-        self.octaves = octaves
-
-    def forward(self, x: Tensor) -> Tensor:
-        angles = [x * (math.pi / 2 * 2**octave) for octave in range(self.octaves)]
-        waves = [wave for angle in angles for wave in (angle.sin(), angle.cos())]
-        return torch.cat([x, *waves], dim=-1)
 
 
 def _vision_tokens(

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from reflexarc.policy.backbones.clip_encoder import ClipEncoderConfig
 from reflexarc.policy.interface import PolicyConfig
+from reflexarc.policy.layers.keypoints import KeypointsConfig
 
 
 class VJEPA2HeadConfig(PolicyConfig):
@@ -20,6 +21,9 @@ class VJEPA2HeadConfig(PolicyConfig):
     Attributes:
         clips: frozen encoder of clips.
         grid_side: a camera's tokens are a square of ``grid_side * grid_side``: 8 gives 64.
+        keypoints: learned keypoints say where things are in that square, and the decoder reads
+            their few tokens; None gives it every token, as published. For encoders whose frames
+            are cheap and whose grids are fine.
         static_clips: the feature store holds beside each clip its newest frame standing still, for
             the objective's ``static_aug``. Twice the work and the disk; serving is not touched.
         normalize: scale every video and goal token to unit length (after the store, so that the
@@ -28,12 +32,14 @@ class VJEPA2HeadConfig(PolicyConfig):
         num_layers, num_heads, feed_forward, dropout: of the transformer decoder.
         proprioception_hidden: widths of the two-layer encoder of past states.
         proprioception_tokens: that it becomes.
+        state_octaves: of sines and cosines that stand beside each state; 0 is the plain state.
         language_dimension: of an instruction's embedding, where the contract needs language.
         gripper: ``bce``: a classifier commands it; ``tanh``: it is regressed, as any dimension.
     """
 
     clips: ClipEncoderConfig
     grid_side: int = Field(default=8, ge=1, le=64)
+    keypoints: KeypointsConfig | None = None
     static_clips: bool = False
     normalize: bool = True
     hidden_dim: int = Field(default=512, ge=8)
@@ -43,6 +49,7 @@ class VJEPA2HeadConfig(PolicyConfig):
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
     proprioception_hidden: tuple[int, int] = (128, 256)
     proprioception_tokens: int = Field(default=4, ge=1)
+    state_octaves: int = Field(default=0, ge=0, le=12)
     language_dimension: int = Field(default=384, ge=1)
     gripper: Literal["bce", "tanh"] = "bce"
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from reflexarc.policy.interface import Tensors
+from reflexarc.policy.layers.fourier import FourierFeatures
+from reflexarc.policy.layers.keypoints import KeypointTokens
 from reflexarc.policy.vjepa2_head.config import VJEPA2HeadConfig
 
 _EMBEDDING_STD = 0.02
@@ -17,12 +19,12 @@ class ProprioceptionEncoder(nn.Module):
     def __init__(self, config: VJEPA2HeadConfig, *, steps: int, state: int) -> None:
         super().__init__()
         first, second = config.proprioception_hidden
-        self.layers = nn.Sequential(
-            nn.Linear(steps * state, first), nn.GELU(), nn.Linear(first, second)
-        )
+        self.waves = FourierFeatures(config.state_octaves)
+        inputs = steps * state * (1 + 2 * config.state_octaves)
+        self.layers = nn.Sequential(nn.Linear(inputs, first), nn.GELU(), nn.Linear(first, second))
 
     def forward(self, states: Tensor) -> Tensor:
-        encoded: Tensor = self.layers(states.flatten(1))
+        encoded: Tensor = self.layers(self.waves(states).flatten(1))
         return encoded
 
 
@@ -41,8 +43,16 @@ class Context(nn.Module):
         super().__init__()
         d, encoded = config.hidden_dim, config.proprioception_hidden[1]
         self.proprioception_tokens = config.proprioception_tokens
-        self.video = nn.ModuleList(_projection(channels, d) for _ in range(cameras))
-        self.goal = _projection(channels, d) if goal else None
+        self.keypoints = (
+            None
+            if config.keypoints is None
+            else KeypointStreams(
+                config, channels=channels, cameras=cameras, goal=goal, language=language
+            )
+        )
+        if self.keypoints is None:
+            self.video = nn.ModuleList(_projection(channels, d) for _ in range(cameras))
+            self.goal = _projection(channels, d) if goal else None
         self.language = _projection(config.language_dimension, d) if language else None
         wide = d * config.proprioception_tokens
         self.proprioception = nn.Sequential(
@@ -51,8 +61,9 @@ class Context(nn.Module):
         # One a stream, in the order of the tokens.
         streams = cameras + goal + 1 + language
         self.modality = nn.Parameter(torch.randn(streams, d) * _EMBEDDING_STD)
-        # Cameras and goal share it: the same place in the image is the same row.
-        self.position = nn.Parameter(torch.randn(config.tokens, d) * _EMBEDDING_STD)
+        if self.keypoints is None:
+            # Cameras and goal share it: the same place in the image is the same row.
+            self.position = nn.Parameter(torch.randn(config.tokens, d) * _EMBEDDING_STD)
 
     def forward(self, streams: Tensors, proprioception: Tensor) -> Tensor:
         """``(B, L, hidden_dim)``.
@@ -61,18 +72,65 @@ class Context(nn.Module):
             streams: ``"video" (B, V, N, C)``, ``"goal" (B, N, C)``, ``"language" (B, E)``.
             proprioception: ``(B, 256)``.
         """
+        told = None if self.language is None else self.language(streams["language"])
+        see = self._grids if self.keypoints is None else self.keypoints
+        images: list[Tensor] = see(streams, told)
+        parts = [*images, self.proprioception(proprioception).unflatten(
+            1, (self.proprioception_tokens, -1)
+        )]  # fmt: skip
+        if told is not None:
+            parts.append(told[:, None])
+        return torch.cat([part + kind for part, kind in zip(parts, self.modality, strict=True)], 1)
+
+    def _grids(self, streams: Tensors, language: Tensor | None) -> list[Tensor]:
         images = [
             projection(tokens) + self.position
             for projection, tokens in zip(self.video, streams["video"].unbind(1), strict=True)
         ]
         if self.goal is not None:
             images.append(self.goal(streams["goal"]) + self.position)
-        parts = [*images, self.proprioception(proprioception).unflatten(
-            1, (self.proprioception_tokens, -1)
-        )]  # fmt: skip
-        if self.language is not None:
-            parts.append(self.language(streams["language"])[:, None])
-        return torch.cat([part + kind for part, kind in zip(parts, self.modality, strict=True)], 1)
+        return images
+
+
+class KeypointStreams(nn.Module):
+    """Keypoints of the goal decide, with the instruction, what the cameras' look for."""
+
+    def __init__(
+        self, config: VJEPA2HeadConfig, *, channels: int, cameras: int, goal: bool, language: bool
+    ) -> None:
+        super().__init__()
+        assert config.keypoints is not None
+        d, points = config.hidden_dim, config.keypoints
+
+        def keypoints(images: int, conditioned: bool) -> KeypointTokens:
+            return KeypointTokens(
+                d,
+                cameras=images,
+                grid=(config.grid_side, config.grid_side),
+                channels=channels,
+                keypoints=points.number,
+                hidden=points.hidden,
+                tokens=points.tokens,
+                conditioned=conditioned,
+            )
+
+        self.video = keypoints(cameras, True)
+        self.goal = keypoints(1, False) if goal else None
+        self.condition = nn.Linear(d * (points.tokens * goal + language), d)
+
+    def forward(self, streams: Tensors, language: Tensor | None) -> list[Tensor]:
+        """Tokens ``(B, tokens, hidden_dim)`` of each camera, then of the goal.
+
+        Args:
+            language: ``(B, hidden_dim)``.
+        """
+        goal = None
+        told = [] if language is None else [language]
+        if self.goal is not None:
+            goal = self.goal(streams["goal"][:, None], None)[:, 0]
+            told.insert(0, goal.flatten(1))
+        seen = self.video(streams["video"], self.condition(torch.cat(told, dim=1)))
+        return [*seen.unbind(1), *([] if goal is None else [goal])]
 
 
 class ActionDecoder(nn.Module):
