@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from reflexarc.eval.summary import Summary
 
 
+MAX_LOCAL_WORKERS = 16
+
+
 class OtherTask(str, Enum):
     """Whose instruction the arm other_instruction tells."""
 
@@ -116,15 +119,24 @@ def libero(
     videos: Annotated[Videos, typer.Option(help="Which episodes to film.")] = Videos.failures,
     workers: Annotated[
         int,
-        typer.Option(help="Simulator processes, 2 GB each.", min=1, max=16),
+        typer.Option(help="Simulator processes, 2 GB each; at most 16 without --ray.", min=1),
     ] = 1,
     retry_for: RetryFor = DEFAULT_RETRY_FOR,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Ray cluster whose machines run the workers: host:port, or auto for this "
+            "machine's. --server must be an address that all of them reach.",
+        ),
+    ] = None,
 ) -> None:
     """Success rates beside blind replay and blanked images, on the same initial states.
 
     Exits with 3 when the server does not answer; the same command then resumes.
     """
     require("reflexarc eval libero", "sim", "libero", "mujoco", "h5py", "scipy", "tqdm", "av")
+    _check_workers(workers, ray)
     from reflexarc.eval.run import evaluate
     from reflexarc.eval.run_settings import (
         DEFAULT_REPLAN_STEPS,
@@ -133,7 +145,7 @@ def libero(
         parse_indices,
     )
 
-    settings = _settings(
+    settings = run_settings(
         server=server,
         suite=suite,
         tasks=parse_indices(tasks, "--tasks"),
@@ -152,9 +164,25 @@ def libero(
         videos=videos.value,
         workers=workers,
         retry_for=retry_for,
+        ray=ray,
     )
     with exit_when_unavailable(server, output):
-        _print_summary(evaluate(settings), output)
+        print_summary(evaluate(settings), output)
+
+
+def _check_workers(workers: int, ray: str | None) -> None:
+    """Raise before anything is loaded."""
+    if ray is None and workers > MAX_LOCAL_WORKERS:
+        raise ConfigError(
+            f"--workers {workers}: this machine runs {MAX_LOCAL_WORKERS} at most; --ray ADDRESS "
+            "spreads more over a cluster",
+            field="workers",
+        )
+    if ray is not None:
+        require("reflexarc eval libero --ray", "ray", "ray")
+        from reflexarc.contract.cluster_address import check_address
+
+        check_address(ray)
 
 
 def _default_baselines(demonstrations: Path | None) -> str:
@@ -164,7 +192,8 @@ def _default_baselines(demonstrations: Path | None) -> str:
     return "blank"
 
 
-def _settings(**values: Any) -> RunSettings:
+def run_settings(**values: Any) -> RunSettings:
+    """The settings of a run; ConfigError naming the option that is out of range."""
     from pydantic import ValidationError
 
     from reflexarc.eval.run_settings import RunSettings
@@ -179,7 +208,8 @@ def _settings(**values: Any) -> RunSettings:
         ) from error
 
 
-def _print_summary(summary: Summary, output: Path) -> None:
+def print_summary(summary: Summary, output: Path) -> None:
+    """The table, and where the files are."""
     from reflexarc.eval.report_table import rich_table
 
     print_wide(rich_table(summary))

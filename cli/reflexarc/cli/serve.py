@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from reflexarc.cli.extras import require
+from reflexarc.cli.serve_replicas import absolute, replaced_on_hangup, replicated
 from reflexarc.contract.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -134,6 +135,29 @@ def serve(
         LogFormat,
         typer.Option(help="Of what is logged to stderr: text, or one JSON object a line."),
     ] = LogFormat.TEXT,
+    replicas: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Processes that each hold the policy, on Ray Serve: a number, or a range such as "
+            "1-8 that follows the queue. SIGHUP replaces them one by one.",
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Ray cluster for the replicas: host:port, or auto for this machine's; without it "
+            "one is started here.",
+        ),
+    ] = None,
+    gpus_per_replica: Annotated[
+        float | None,
+        typer.Option(help="1 with --device cuda, else 0; 0.5 puts two on a GPU.", min=0),
+    ] = None,
+    app_name: Annotated[
+        str, typer.Option(help="Of the replicas in the Ray cluster; one for each server.")
+    ] = "reflexarc",
 ) -> None:
     """Serve a policy as action chunks until Ctrl-C or SIGTERM."""
     require("serve-policy", "server", "fastapi", "uvicorn")
@@ -149,7 +173,18 @@ def serve(
     protection = Protection(
         read_api_keys(api_keys_file), tls_certificate, tls_key, max_connections=max_connections
     )
-    if checkpoint is not None:
+    cluster = None
+    if replicas is not None or ray is not None:
+        from reflexarc.server.replicas.source import ReplicaSource
+
+        cluster, source = replicated(
+            ReplicaSource(
+                absolute(checkpoint), policy, Path.cwd(), absolute(policy_config),
+                absolute(contract), device, denoising_steps, max_batch, compile_mode, threads,
+            ),
+            replicas, ray, gpus_per_replica, app_name,
+        )  # fmt: skip
+    elif checkpoint is not None:
         source = _checkpoint(
             checkpoint, policy, policy_config, contract, device, denoising_steps, max_batch,
             compile_mode, threads,
@@ -158,6 +193,8 @@ def serve(
         source = _without_checkpoint(policy, policy_config, contract, device, denoising_steps)
     recorder = None if record is None else Recorder(record, limit_mb=record_limit_mb)
     listener = open_port(host, port)
+    if cluster is not None:
+        cluster.join()
     address = _address(host, int(listener.getsockname()[1]))
     on_device = f" on {source.device}" if source.device else ""
     s = "s" if protection.is_encrypted else ""
@@ -174,12 +211,21 @@ def serve(
         typer.echo(f"Clients need one of {len(protection.keys)} API keys, in REFLEXARC_API_KEY.")
     if warning := protection.warning(str(listener.getsockname()[0])):
         typer.secho(f"warning: {warning}", fg=typer.colors.YELLOW, err=True)
-    service = PolicyService(
-        source.load,
-        default_seed=seed,
-        max_batch=max_batch,
-        listeners=() if recorder is None else (recorder,),
-    )
+    listeners = () if recorder is None else (recorder,)
+    if cluster is None:
+        service = PolicyService(
+            source.load, default_seed=seed, max_batch=max_batch, listeners=listeners
+        )
+    else:
+        from reflexarc.server.replicas.forwarder import Forwarder
+
+        service = PolicyService(
+            source.load,
+            default_seed=seed,
+            max_waiting=cluster.max_waiting,
+            listeners=listeners,
+            make_queue=Forwarder,
+        )
 
     def announce() -> None:
         if source.contract is None:
@@ -188,9 +234,10 @@ def serve(
             recorder.start(handshake(service.inference))
         _announce_ready()
 
-    PolicyServer(
-        service, on_ready=announce, page_hosts=page_hosts or (), protection=protection
-    ).run([listener])
+    with replaced_on_hangup(cluster):
+        PolicyServer(
+            service, on_ready=announce, page_hosts=page_hosts or (), protection=protection
+        ).run([listener])
     if recorder is not None:
         recorder.close()
     if service.load_error is not None:

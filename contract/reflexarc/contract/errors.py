@@ -85,6 +85,24 @@ class ServerUnavailableError(ReflexarcError):
     code = "server_unavailable"
 
 
+class ClusterUnavailableError(ReflexarcError):
+    """No Ray cluster answers at the stated address, or it lacks what was asked of it."""
+
+    code = "cluster_unavailable"
+
+
+class ReplicaLostError(ReflexarcError):
+    """The replica that computed the answer died, and so did the one that was asked in its place."""
+
+    code = "replica_lost"
+
+
+class DoesNotFitError(ReflexarcError):
+    """A checkpoint that needs more memory than the device has left; it was not loaded."""
+
+    code = "does_not_fit"
+
+
 class AuthenticationError(ReflexarcError):
     """The server asks for an API key, and got none or a wrong one. HTTP answers 401."""
 

@@ -173,7 +173,11 @@ def _run(plan: RunPlan, keys: Sequence[EpisodeKey], log: ResultsLog, notify: Not
             )
             progress.update()
 
-        if plan.settings.workers == 1 or len(keys) <= 1:
+        if plan.settings.ray is not None and keys:
+            from reflexarc.eval.ray_workers import run_on_ray
+
+            run_on_ray(plan, keys, report, notify)
+        elif plan.settings.workers == 1 or len(keys) <= 1:
             with EpisodeRunner(plan) as runner:
                 for key in keys:
                     report(runner.run(key))

@@ -46,6 +46,7 @@ class RunSettings(FrozenModel):
             a policy that is shown one.
         goal_demonstration: its name, such as ``demo_0``; None takes each task's first.
         retry_for: seconds during which an absent server is asked again.
+        ray: address of a Ray cluster whose machines run the workers; None runs them here.
     """
 
     server: str
@@ -65,8 +66,9 @@ class RunSettings(FrozenModel):
     max_steps: Annotated[int, Field(ge=1)] | None = None
     wait_steps: Annotated[int, Field(ge=0)] = 10
     videos: Videos = "failures"
-    workers: Annotated[int, Field(ge=1, le=16)] = 1
+    workers: Annotated[int, Field(ge=1, le=1024)] = 1
     retry_for: Annotated[float, Field(ge=0)] = 60.0
+    ray: str | None = None
 
     @property
     def arms(self) -> tuple[Arm, ...]:

@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from typing import Protocol
 
 from reflexarc.contract.errors import SimulatorError
 from reflexarc.eval.processes import exit_with_parent
@@ -43,17 +44,40 @@ class EpisodeQueue:
         return self._left[task].popleft()
 
 
+class EpisodeWorker(Protocol):
+    """Something that runs one episode at a time, and keeps the simulator of its task."""
+
+    task: int | None
+
+    def run(self, key: EpisodeKey) -> Future[EpisodeResult]: ...
+
+    def close(self) -> None:
+        """Free the simulator. May be called twice."""
+        ...
+
+
 def run_in_processes(plan: RunPlan, keys: Sequence[EpisodeKey], report: Report) -> None:
     """Run episodes in ``plan.settings.workers`` processes; only this process reports results.
 
-    After an error or an interrupt, every other process ends its current episode, which is still
+    Raises what :func:`run_with_workers` raises.
+    """
+    run_with_workers(
+        [_Worker(plan) for _ in range(min(plan.settings.workers, len(keys)))], keys, report
+    )
+
+
+def run_with_workers(
+    workers: Sequence[EpisodeWorker], keys: Sequence[EpisodeKey], report: Report
+) -> None:
+    """Give every worker its next episode as soon as it has finished one, and report results.
+
+    After an error or an interrupt, every other worker ends its current episode, which is still
     reported; then the first error is raised.
     """
     queue = EpisodeQueue(keys)
-    workers = [_Worker(plan) for _ in range(min(plan.settings.workers, len(keys)))]
-    pending: dict[Future[EpisodeResult], _Worker] = {}
+    pending: dict[Future[EpisodeResult], EpisodeWorker] = {}
 
-    def submit(worker: _Worker) -> None:
+    def submit(worker: EpisodeWorker) -> None:
         key = queue.take(worker.task)
         if key is None:
             worker.close()

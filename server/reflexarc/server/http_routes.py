@@ -20,6 +20,7 @@ from reflexarc.contract.errors import (
     FrameTooLargeError,
     HistoryMissingError,
     NotReadyError,
+    ReplicaLostError,
     StaleReplyError,
     TooManyRequestsError,
     UnknownInstructionError,
@@ -152,12 +153,12 @@ def status_of(error: ReflexarcError) -> int:
         return 429
     if isinstance(error, CodecError | ContractViolationError | UnknownInstructionError):
         return 422
-    return 503 if isinstance(error, NotReadyError) else 500
+    return 503 if isinstance(error, NotReadyError | ReplicaLostError) else 500
 
 
 def retry_header(error: ReflexarcError) -> dict[str, str] | None:
     """When a client may ask again, where asking again may help."""
-    may_help = isinstance(error, NotReadyError | TooManyRequestsError)
+    may_help = isinstance(error, NotReadyError | ReplicaLostError | TooManyRequestsError)
     return {"Retry-After": "1"} if may_help else None
 
 

@@ -102,6 +102,8 @@ def server_config(
         # Replies to pings never wait for an inference, so a silent minute is a dead client.
         "ws_ping_interval": 20.0,
         "ws_ping_timeout": 60.0,
+        # uvloop, which Ray brings, keeps what was read of a lost connection for longer.
+        "loop": "asyncio",
     }
     return uvicorn.Config(
         Protected(create_app(service, page_hosts=page_hosts), protection),

@@ -16,7 +16,7 @@ from typing import TypeVar
 from reflexarc.contract import ActionChunk, Observation, PolicyContract, ReflexarcError
 from reflexarc.contract.errors import NotReadyError
 from reflexarc.server.admission import Admission, Phase
-from reflexarc.server.batching import Batcher, Pending
+from reflexarc.server.batching import Batcher, Pending, RequestQueue
 from reflexarc.server.batching.pending import Outcome, never
 from reflexarc.server.episodes import SEED_BITS, Episodes
 from reflexarc.server.exchange import Listener
@@ -44,6 +44,7 @@ class PolicyService:
         max_batch: rows of the largest batch; None leaves it to the policy.
         default_seed: of an episode's first decision where no request names one; later ones
             have seeds that follow from it and from the step. None draws every seed.
+        make_queue: of ``(inference, worker, max_batch=)``: what answers admitted requests.
 
     Attributes:
         load_error: why the policy could not be loaded, or failed while it was warmed.
@@ -58,10 +59,11 @@ class PolicyService:
         listeners: Sequence[Listener] = (),
         default_seed: int | None = None,
         max_batch: int | None = None,
+        make_queue: Callable[..., RequestQueue] = Batcher,
     ) -> None:
         self._load = load
-        self._max_batch = max_batch
-        self._batcher: Batcher | None = None
+        self._max_batch, self._make_queue = max_batch, make_queue
+        self._batcher: RequestQueue | None = None
         self._episodes = Episodes(default_seed=default_seed)
         self._listeners = Listeners(listeners)
         self._parsers = ThreadPoolExecutor(2, thread_name_prefix="parse")
@@ -95,7 +97,7 @@ class PolicyService:
                 self.phase = Phase.WARMING
                 await self._worker.run(inference.warm_up)
             largest = min(filter(None, (self._max_batch, getattr(inference, "max_batch", 1))))
-            self._batcher = Batcher(inference, self._worker, max_batch=largest)
+            self._batcher = self._make_queue(inference, self._worker, max_batch=largest)
             self._inference = inference
         except ReflexarcError as error:
             self.load_error = error

@@ -5,6 +5,6 @@ The event loop collects what waits, :mod:`schedule` says what to run and when, a
 """
 
 from reflexarc.server.batching.batcher import Batcher
-from reflexarc.server.batching.pending import Pending
+from reflexarc.server.batching.pending import Pending, RequestQueue
 
-__all__ = ["Batcher", "Pending"]
+__all__ = ["Batcher", "Pending", "RequestQueue"]

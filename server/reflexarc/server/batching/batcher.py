@@ -8,11 +8,11 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from reflexarc.contract.errors import DeadlineExceededError, InferenceError, StaleReplyError
+from reflexarc.contract.errors import InferenceError
 from reflexarc.server.batching.arrivals import Arrivals
 from reflexarc.server.batching.cost import BatchCost
 from reflexarc.server.batching.execution import run_batch
-from reflexarc.server.batching.pending import Outcome, Pending
+from reflexarc.server.batching.pending import Outcome, Pending, reset_meanwhile, too_late
 from reflexarc.server.batching.schedule import choose, hold_until, hopeless
 from reflexarc.server.batching.thrift import Thrift
 from reflexarc.server.inference import Inference
@@ -91,10 +91,10 @@ class Batcher:
         refused = {id(pending) for pending in (*stale, *late)}
         self._waiting = [pending for pending in self._waiting if id(pending) not in refused]
         for pending in stale:
-            pending.deliver(_stale(pending))
+            pending.deliver(reset_meanwhile(pending))
         for pending in late:
             if not pending.is_stale():
-                pending.deliver(_late(pending))
+                pending.deliver(too_late(pending))
 
     def _start(self, batch: Sequence[Pending], now: float) -> None:
         chosen = {id(pending) for pending in batch}
@@ -128,7 +128,7 @@ class Batcher:
 
     def _deliver(self, outcomes: Sequence[tuple[Pending, Outcome]]) -> None:
         for pending, outcome in outcomes:
-            pending.deliver(_stale(pending) if pending.is_stale() else outcome)
+            pending.deliver(reset_meanwhile(pending) if pending.is_stale() else outcome)
 
     def _finished(
         self,
@@ -153,18 +153,3 @@ class Batcher:
         started = time.perf_counter()
         run_batch(self._inference, [pending], self._deliver)
         self._thrift.note(time.perf_counter() - started)
-
-
-def _stale(pending: Pending) -> StaleReplyError:
-    return StaleReplyError(
-        "the episode was reset while this request was in flight; its answer was withheld",
-        field="step_index",
-    )
-
-
-def _late(pending: Pending) -> DeadlineExceededError:
-    return DeadlineExceededError(
-        f"no answer is possible within deadline_ms = {pending.observation.deadline_ms:g}; "
-        "the server is busy, or the deadline is shorter than an inference",
-        field="deadline_ms",
-    )

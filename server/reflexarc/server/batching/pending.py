@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from reflexarc.contract import ActionChunk, Observation, ReflexarcError
+from reflexarc.contract.errors import DeadlineExceededError, StaleReplyError
+from reflexarc.server.batching.arrivals import Arrivals
 
 Outcome: TypeAlias = ActionChunk | ReflexarcError
 # Where a request names no deadline it is served as if it had this one, so that requests with
@@ -51,3 +53,36 @@ class Pending:
         self.urgency = (
             self.received + _UNHURRIED_SECONDS if self.deadline is None else self.deadline
         )
+
+
+class RequestQueue(Protocol):
+    """What answers admitted requests: the batcher, or whatever hands them to other processes.
+
+    Used on the event loop alone.
+    """
+
+    @property
+    def arrivals(self) -> Arrivals:
+        """Told of each reply, and of connections that were closed."""
+        ...
+
+    def submit(self, pending: Pending) -> None:
+        """Answer a request when its turn comes; its ``deliver`` is called exactly once."""
+        ...
+
+
+def reset_meanwhile(pending: Pending) -> StaleReplyError:
+    """Why a request of an earlier episode gets no answer."""
+    return StaleReplyError(
+        "the episode was reset while this request was in flight; its answer was withheld",
+        field="step_index",
+    )
+
+
+def too_late(pending: Pending) -> DeadlineExceededError:
+    """Why a request that cannot be answered in time gets no answer."""
+    return DeadlineExceededError(
+        f"no answer is possible within deadline_ms = {pending.observation.deadline_ms:g}; "
+        "the server is busy, or the deadline is shorter than an inference",
+        field="deadline_ms",
+    )

@@ -1,0 +1,95 @@
+"""Which replica a session belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+KEPT_SECONDS = 600.0  # as long as a replica keeps a silent session
+ACTIVE_SECONDS = 30.0
+MAX_SESSIONS = 65_536
+
+
+@dataclass
+class _Place:
+    replica: str
+    seen: float
+
+
+class Placement:
+    """Sessions on replicas: sticky, and spread so that no replica has more than its share.
+
+    Rendezvous hashing with bounded loads: a new session goes to the replica that its name hashes
+    to, passing over those that hold their share of the active sessions already. Then it stays,
+    until its replica is gone, or until it may move and its replica holds more than its share
+    (because others were added). Several ingresses thus mostly agree without talking, and where
+    they do not, a client is asked for its whole window once more.
+
+    Args:
+        clock: in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._places: OrderedDict[str, _Place] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def choose(self, session: str, replicas: Sequence[str], *, may_move: bool = False) -> str:
+        """The replica of a session's request.
+
+        Args:
+            replicas: that can be asked now; at least one.
+            may_move: whether nothing that a replica keeps of the session is needed any more.
+        """
+        now = self._clock()
+        self._forget_silent(now)
+        place = self._places.get(session)
+        if place is None or place.replica not in replicas:
+            replica = self._new(session, replicas, now)
+        elif may_move and self._is_crowded(place.replica, replicas, now):
+            del self._places[session]
+            replica = self._new(session, replicas, now)
+        else:
+            replica = place.replica
+        self._places[session] = _Place(replica, now)
+        self._places.move_to_end(session)
+        if len(self._places) > MAX_SESSIONS:
+            self._places.popitem(last=False)
+        return replica
+
+    def end(self, session: str) -> None:
+        """The session needs no place any more."""
+        self._places.pop(session, None)
+
+    def _new(self, session: str, replicas: Sequence[str], now: float) -> str:
+        load = self._load(replicas, now)
+        share = math.ceil((sum(load.values()) + 1) / len(replicas))
+        free = [replica for replica in replicas if load[replica] < share]
+        return max(free, key=lambda replica: _weight(session, replica))
+
+    def _is_crowded(self, replica: str, replicas: Sequence[str], now: float) -> bool:
+        load = self._load(replicas, now)
+        return load[replica] > math.ceil(sum(load.values()) / len(replicas))
+
+    def _load(self, replicas: Sequence[str], now: float) -> Counter[str]:
+        """Active sessions of each replica."""
+        known = set(replicas)
+        return Counter(
+            place.replica
+            for place in self._places.values()
+            if place.seen >= now - ACTIVE_SECONDS and place.replica in known
+        )
+
+    def _forget_silent(self, now: float) -> None:
+        while self._places and next(iter(self._places.values())).seen < now - KEPT_SECONDS:
+            self._places.popitem(last=False)
+
+
+def _weight(session: str, replica: str) -> bytes:
+    return hashlib.blake2b(f"{session}\0{replica}".encode(errors="surrogatepass")).digest()
