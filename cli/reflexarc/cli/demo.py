@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -54,7 +54,7 @@ def demo(
     recorded = _find(demonstrations, "--demonstrations")
     output = output or Path("outputs/demo") / datetime.now().strftime("%Y%m%d-%H%M%S")
     output.mkdir(parents=True, exist_ok=True)
-    with _serve(checkpoint, port or _free_port(), output / "server.log") as url:
+    with serving(checkpoint, port or free_port(), output / "server.log") as url:
         arguments = [
             *("eval", "libero", "--server", url, "--suite", "libero_object"),
             *("--tasks", tasks or ("0-9" if full else "0,9")),
@@ -92,20 +92,20 @@ def _find(path: Path, option: str) -> Path:
     )
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 
 
 @contextmanager
-def _serve(checkpoint: Path, port: int, log: Path) -> Iterator[str]:
+def serving(checkpoint: Path, port: int, log: Path, options: Sequence[str] = ()) -> Iterator[str]:
     """A server process that is ready, at the URL given; terminated when the block ends.
 
     Raises ServerUnavailableError with the end of its log when it does not become ready.
     """
     # By default SIGTERM would end this process at once and leave the server behind.
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    command = [*_REFLEXARC, "serve", "--ckpt", str(checkpoint), "--port", str(port)]
+    command = [*_REFLEXARC, "serve", "--ckpt", str(checkpoint), "--port", str(port), *options]
     typer.echo(f"Serving:    reflexarc {' '.join(command[len(_REFLEXARC) :])}  (log: {log})")
     with log.open("ab") as sink:
         process = subprocess.Popen(

@@ -71,11 +71,25 @@ def train(
         int | None,
         typer.Option(min=1, help="With --dry-run: estimate for so many processes."),
     ] = None,
+    ablation: Annotated[
+        str | None,
+        typer.Option(help="Train arms that differ in one key, and compare them: geometry."),
+    ] = None,
+    arms: Annotated[
+        str | None, typer.Option(help="With --ablation: which, such as none,pool,qformer.")
+    ] = None,
+    evaluate: Annotated[
+        str | None,
+        typer.Option(help="With --ablation: suites to drive each arm in, such as libero_spatial."),
+    ] = None,
+    tasks: Annotated[str, typer.Option(help="With --evaluate: task indices.")] = "0-9",
+    states: Annotated[str, typer.Option(help="With --evaluate: initial states.")] = "40-49",
 ) -> None:
     """Train a policy; the last and the best checkpoint stand in the run's folder."""
     require("reflexarc train", "train", "torch", "h5py", "yaml", "safetensors", "tqdm")
     from rich.console import Console
 
+    from reflexarc.cli.train_ablation import AblationOptions, run_ablation
     from reflexarc.policy.memory import keep_freed_memory
     from reflexarc.training.distributed.launch import check_recipe, join_processes
     from reflexarc.training.recipe_files import load_recipe
@@ -94,6 +108,33 @@ def train(
 
     if resume and fresh:
         raise ConfigError("give --resume or --fresh, not both")
+    if ablation is None and (arms or evaluate):
+        raise ConfigError("--arms and --evaluate belong to --ablation", field="ablation")
+    if ablation is not None:
+        if fresh or stage is not None or init_from is not None or from_scratch or processes:
+            raise ConfigError(
+                "--ablation goes on where it was left, in folders of its own: it takes no --fresh, "
+                "--stage, --init-from, --from-scratch or --processes",
+                field="ablation",
+            )
+        run_ablation(
+            AblationOptions(
+                name=ablation,
+                recipe=recipe,
+                arms=tuple(_listed(arms)),
+                output=output or Path("runs") / f"{Path(recipe).stem}_{ablation}",
+                overrides=tuple(set_ or ()),
+                data=tuple(data or ()),
+                device=device,
+                threads=threads,
+                feature_cache=feature_cache,
+                evaluate=tuple(_listed(evaluate)),
+                tasks=tasks,
+                states=states,
+                dry_run=dry_run,
+            )
+        )
+        return
     keep_freed_memory()
     if processes is not None and not dry_run:
         raise ConfigError(
@@ -144,6 +185,11 @@ def train(
             "command and --resume."
         )
         raise typer.Exit(128 + outcome.stopped_by.value)
+
+
+def _listed(names: str | None) -> list[str]:
+    """What stands between commas."""
+    return [name.strip() for name in (names or "").split(",") if name.strip()]
 
 
 def _planned(engine: str) -> str:

@@ -99,7 +99,7 @@ class Layer(nn.Module):
 
 
 class ActionEncoder(nn.Module):
-    """Noisy actions ``(B, H, A)`` and the time's wave ``(B, width)`` to tokens ``(B, H, width)``."""
+    """Noisy actions ``(B, H, A)`` and waves of the time ``(B, width)``: ``(B, H, width)``."""
 
     def __init__(self, actions: int, width: int) -> None:
         super().__init__()

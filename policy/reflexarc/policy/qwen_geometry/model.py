@@ -90,6 +90,11 @@ class QwenGeometry(Policy):
         _check(config, contract)  # before a model of billions is loaded
         return cls(config, contract, make_semantic(config, contract, extra_files))
 
+    @classmethod
+    def reads_instructions(cls, config: PolicyConfig) -> bool:
+        """Qwen2.5-VL reads words; ``compact`` looks their embeddings up."""
+        return isinstance(config, QwenGeometryConfig) and config.semantic.name == "qwen2_5_vl"
+
     def extra_files(self) -> Mapping[str, bytes]:
         return self.semantic.extra_files()
 

@@ -136,7 +136,17 @@ def feature_key(
 
 
 def differences(wanted: KeyFields, found: KeyFields) -> list[str]:
-    """``field: value found, value wanted``, one for each field that differs."""
+    """``field: value found, value wanted``, one for each field that differs.
+
+    Arrays that are not wanted, and the encoders that made them, are no difference: policies that
+    read different parts of the same frames share a store.
+    """
+    found = found.model_copy(
+        update={
+            "arrays": {n: array for n, array in found.arrays.items() if n in wanted.arrays},
+            "encoders": {n: one for n, one in found.encoders.items() if n in wanted.encoders},
+        }
+    )
     one, two = _flat(wanted.model_dump(mode="json")), _flat(found.model_dump(mode="json"))
     return [
         f"{name}: {two.get(name, 'absent')} in the store, {one.get(name, 'absent')} wanted"
@@ -166,9 +176,9 @@ def _steps(camera: Camera) -> str:
 
 
 def _encoders(policy: Policy) -> dict[str, EncoderKey]:
-    """Of each frozen backbone: its identity, and a sha256 of its weights as they are."""
+    """Of each stored backbone: its identity, and a sha256 of its weights as they are."""
     found = {}
-    for path, backbone in policy.frozen_backbones().items():
+    for path, backbone in policy.stored_backbones().items():
         digest = hashlib.sha256(f"{backbone.name}:{backbone.sha256}".encode())
         module = policy.get_submodule(path)
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:

@@ -59,6 +59,8 @@ class FrameFeatures:
 def find_features(cache: Path, key: FeatureKey) -> Path | None:
     """The folder of a complete store that holds the features of ``key``, else None.
 
+    It may hold other episodes and other arrays too.
+
     ``cache`` is a folder of stores, or one store, which is then refused by name where it is not
     the one that is wanted: ConfigError says which fields differ, with both values.
     """
@@ -70,7 +72,7 @@ def find_features(cache: Path, key: FeatureKey) -> Path | None:
     if exact.is_dir():
         return exact
     for folder, index in _stores(cache):
-        if index.key == key.fields and index.first_rows(key) is not None:
+        if not differences(key.fields, index.key) and index.first_rows(key) is not None:
             return folder
     return None
 
@@ -96,7 +98,8 @@ def open_features(folder: Path, key: FeatureKey, *, found: int, remark: str = ""
             "computed again",
             field="feature_cache",
         )
-    arrays = open_arrays(folder, index)
+    opened = open_arrays(folder, index)
+    arrays = {name: opened[name] for name in key.fields.arrays}
     return FrameFeatures(arrays, first_rows, folder, key.rows, found, remark)
 
 

@@ -33,6 +33,8 @@ def make_objective(recipe: Recipe, policy: Policy, episode: DatasetEpisode) -> O
     config = recipe.objective
     if isinstance(config, FlowMatchingConfig):
         gripper = policy.contract.action.gripper
+        if getattr(policy, "gripper_flows", False):  # one of the dimensions that flow
+            gripper = None
         return FlowMatchingObjective(config, gripper.index if gripper else None)
     if isinstance(config, ActionChunkConfig):
         return _action_chunk(config, policy)
