@@ -49,6 +49,9 @@ class KeypointTokens(nn.Module):
         hidden: channels of the features that keypoints look at.
         tokens: of a camera.
         conditioned: whether there is ever a condition.
+        affine: whether the norm of the features has weights. They add nothing that the projections
+            behind it could not do, and without them frozen features need no gradient, a third of
+            the work.
     """
 
     uses_language = True
@@ -64,10 +67,11 @@ class KeypointTokens(nn.Module):
         hidden: int,
         tokens: int,
         conditioned: bool = True,
+        affine: bool = True,
     ):
         super().__init__()
         self.tokens = tokens
-        self.norm = nn.LayerNorm(channels)
+        self.norm = nn.LayerNorm(channels, elementwise_affine=affine)
         # Each camera has weights of its own: they see the scene from different places.
         self.features = nn.Parameter(torch.randn(cameras, channels, hidden) * channels**-0.5)
         self.position = nn.Parameter(

@@ -112,6 +112,7 @@ class KeypointStreams(nn.Module):
                 hidden=points.hidden,
                 tokens=points.tokens,
                 conditioned=conditioned,
+                affine=False,
             )
 
         self.video = keypoints(cameras, True)
