@@ -30,13 +30,13 @@ def compare(
     from reflexarc.eval.compare import compare as compare_runs
     from reflexarc.eval.report_html.compare_page import write_comparison
 
-    comparison = compare_runs(a, b, _arm(arm))
+    comparison = compare_runs(a, b, arm_named(arm))
     written = write_comparison(comparison, output)
     _print(comparison)
     typer.echo("Written: " + ", ".join(map(str, written)))
 
 
-def _arm(name: str) -> Arm:
+def arm_named(name: str) -> Arm:
     from reflexarc.eval.arms import ARMS
 
     if name not in ARMS:
