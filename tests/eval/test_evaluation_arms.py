@@ -97,6 +97,8 @@ def test_every_episode_is_handed_out_once_and_workers_stay_with_a_task(
 class Scripted:
     """A simulator whose goals hold at given steps."""
 
+    over = False
+
     def __init__(self, original: set[int], named: set[int]) -> None:
         self.steps, self.original, self.named = 0, original, named
 

@@ -242,7 +242,7 @@ def other_statistics(folder: Path) -> None:
         (no_json, "is not JSON"),
         (a_list, "format version None"),
         (an_unknown_key, "surprise"),
-        (an_unknown_family, "unknown policy family 'perceiver'; known: statevla"),
+        (an_unknown_family, "unknown policy family 'perceiver'; known: mobile_vla"),
         (an_unknown_option, "heads"),
         (another_width, "another shape or dtype of flow.action_in.bias"),
         (another_backbone, r"frozen vision tiny_random \(000000000000…\), installed is tiny"),

@@ -15,14 +15,13 @@ import numpy.typing as npt
 from reflexarc.client import ChunkExecutor
 from reflexarc.contract import Observation
 from reflexarc.contract.errors import DatasetError
-from reflexarc.contract.policy_contract import libero_action
+from reflexarc.eval.libero.world import LiberoWorld
 from reflexarc.eval.shown_images import ShownImages
 from reflexarc.eval.videos import Film
 
 if TYPE_CHECKING:
-    from reflexarc.data.libero_episode import Episode
-    from reflexarc.eval.libero.observation import LiberoObserver
-    from reflexarc.eval.libero.simulator import LiberoSimulator
+    from reflexarc.data.dataset import DatasetEpisode
+    from reflexarc.eval.worlds import Observer, Simulator
 
 Action = npt.NDArray[np.floating]
 
@@ -31,7 +30,7 @@ class ActionSource(Protocol):
     """Gives one episode's actions in order."""
 
     def next_action(self, step: int) -> Action:
-        """The action ``(7,)`` to execute at environment step ``step``."""
+        """The action ``(D,)`` to execute at environment step ``step``."""
 
     @property
     def latencies_ms(self) -> Sequence[float]:
@@ -39,7 +38,7 @@ class ActionSource(Protocol):
 
     @property
     def held_steps(self) -> int:
-        """Steps so far at which the arm stood still for want of a chunk."""
+        """Steps so far at which the robot stood still for want of a chunk."""
 
 
 def request_seed(seed: int, task: int, state: int, chunk: int) -> int:
@@ -60,8 +59,8 @@ class PolicyActions:
     def __init__(
         self,
         executor: ChunkExecutor,
-        observer: LiberoObserver,
-        simulator: LiberoSimulator,
+        observer: Observer,
+        simulator: Simulator,
         *,
         images: ShownImages,
         instruction: str,
@@ -109,7 +108,7 @@ class PolicyActions:
 class FilmedActions:
     """Another source's actions, filmed at regular steps, whenever that source looks."""
 
-    def __init__(self, source: ActionSource, simulator: LiberoSimulator, film: Film) -> None:
+    def __init__(self, source: ActionSource, simulator: Simulator, film: Film) -> None:
         self._source, self._simulator, self._film = source, simulator, film
 
     @property
@@ -127,11 +126,11 @@ class FilmedActions:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """One demonstration: its actions ``(T, 7)``, where they come from, and its file."""
+    """One demonstration: its actions ``(T, D)``, where they come from, and its file."""
 
     actions: npt.NDArray[np.float64]
     source: str
-    episode: Episode
+    episode: DatasetEpisode
 
     @property
     def sha256(self) -> str:
@@ -163,7 +162,7 @@ def load_demonstration(path: Path, task_name: str, demo: str | None = None) -> D
 class ReplayActions:
     """A demonstration's actions, blind: nothing is observed.
 
-    After its last action the arm holds still with the last gripper command until the episode
+    After its last action ``hold`` (LIBERO's where it is left out) stands still until the episode
     ends, which gives objects time to settle.
     """
 
@@ -173,17 +172,15 @@ class ReplayActions:
     def __init__(
         self,
         demonstration: Demonstration,
-        simulator: LiberoSimulator,
+        simulator: Simulator,
         *,
         replan_steps: int,
         film: Film,
+        hold: Action | None = None,
     ) -> None:
         self._actions, self._simulator = demonstration.actions, simulator
         self._replan_steps, self._film = replan_steps, film
-        gripper = libero_action(1).gripper
-        self._hold = np.zeros(self._actions.shape[1])
-        if gripper is not None:
-            self._hold[gripper.index] = self._actions[-1, gripper.index]
+        self._hold = LiberoWorld().rest(self._actions[-1]) if hold is None else hold
 
     def next_action(self, step: int) -> Action:
         if step % self._replan_steps == 0:

@@ -23,15 +23,12 @@ from reflexarc.eval.results import EpisodeKey, EpisodeResult, Reason, RunIdentit
 from reflexarc.eval.run_settings import RunSettings
 from reflexarc.eval.shown_images import BlackImages, CameraImages, RecordedImages, ShownImages
 from reflexarc.eval.videos import Film, write_video
+from reflexarc.eval.worlds import Goal as TaskGoal
+from reflexarc.eval.worlds import Observer, Simulator, Task, World
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-
-    from reflexarc.eval.libero.goals import TaskGoal
-    from reflexarc.eval.libero.observation import LiberoObserver
-    from reflexarc.eval.libero.simulator import LiberoSimulator
-    from reflexarc.eval.libero.suites import LiberoTask
 
 
 @dataclass(frozen=True)
@@ -39,16 +36,16 @@ class TaskRun:
     """What all episodes of one task share.
 
     ``tasks``, ``demonstrations`` and ``goals`` are of all selected tasks, by index; ``policy`` is
-    needed by the arms that ask one; ``init_states`` is ``(50, S)`` float64.
+    needed by the arms that ask one.
     """
 
     settings: RunSettings
     identity: RunIdentity
-    tasks: Mapping[int, LiberoTask]
+    tasks: Mapping[int, Task]
     demonstrations: Mapping[int, Demonstration]
-    simulator: LiberoSimulator
-    observer: LiberoObserver
-    init_states: npt.NDArray[np.float64]
+    world: World
+    simulator: Simulator
+    observer: Observer
     policy: ChunkPolicy | None
     goals: Mapping[int, Goal] = field(default_factory=dict)
 
@@ -77,10 +74,12 @@ def run_episode(run: TaskRun, key: EpisodeKey) -> EpisodeResult:
     """
     began = time.perf_counter()
     identity = run.identity
-    run.simulator.reset_to_state(
-        run.init_states[key.state], seed=identity.seed, wait_steps=identity.wait_steps
+    run.world.start(run.simulator, key.state, identity.seed, identity.wait_steps)
+    film = Film(
+        wanted=run.settings.videos != "none",
+        every=identity.replan_steps,
+        cameras=run.world.video_cameras,
     )
-    film = Film(wanted=run.settings.videos != "none", every=identity.replan_steps)
     source = _action_source(run, key, film)
     outcome = _roll_out(run.simulator, source, identity.max_steps, _named_goal(run, key))
     film.finish(outcome.steps, run.simulator)
@@ -108,9 +107,9 @@ def run_episode(run: TaskRun, key: EpisodeKey) -> EpisodeResult:
 
 
 def _roll_out(
-    simulator: LiberoSimulator, source: ActionSource, max_steps: int, named: TaskGoal | None
+    simulator: Simulator, source: ActionSource, max_steps: int, named: TaskGoal | None
 ) -> Outcome:
-    """Act until the task's goal holds, or the ``named`` one where there is one, or time is up."""
+    """Act until the task's goal holds, or the ``named`` one where there is one, or it is over."""
     reached = False
     for step in range(max_steps):
         reached = simulator.step(source.next_action(step)) or reached
@@ -118,19 +117,20 @@ def _roll_out(
             return Outcome(step + 1, True, "success")
         if named is not None and named.holds(simulator):
             return Outcome(step + 1, reached, "named_goal", named_success=True)
+        if simulator.over:
+            told = None if named is None else False
+            return Outcome(step + 1, reached, "over", named_success=told)
     return Outcome(max_steps, reached, "timeout", named_success=None if named is None else False)
 
 
 def _named_goal(run: TaskRun, key: EpisodeKey) -> TaskGoal | None:
     """The goal that the policy is told, where it is another task's and possible in this scene."""
-    from reflexarc.eval.libero.goals import goal_in_scene
-
     if not ARMS[key.arm].other_instruction:
         return None
-    return goal_in_scene(run.simulator, _other_task(run, key))
+    return run.world.goal_in_scene(run.simulator, _other_task(run, key))
 
 
-def _other_task(run: TaskRun, key: EpisodeKey) -> LiberoTask:
+def _other_task(run: TaskRun, key: EpisodeKey) -> Task:
     assert key.other_task is not None  # the plan gives one to every arm that involves one
     return run.tasks[key.other_task]
 
@@ -139,7 +139,10 @@ def _action_source(run: TaskRun, key: EpisodeKey, film: Film) -> ActionSource:
     arm, replan_steps = ARMS[key.arm], run.identity.replan_steps
     if not arm.asks_policy:
         demonstration = run.demonstrations[key.task]
-        return ReplayActions(demonstration, run.simulator, replan_steps=replan_steps, film=film)
+        hold = run.world.rest(demonstration.actions[-1])
+        return ReplayActions(
+            demonstration, run.simulator, replan_steps=replan_steps, film=film, hold=hold
+        )
     assert run.policy is not None
     identity = run.identity
     executor = evaluation_executor(
@@ -194,6 +197,7 @@ def _write_video(run: TaskRun, key: EpisodeKey, film: Film, outcome: Outcome) ->
         ending,
         good=good,
         replan_steps=run.identity.replan_steps,
+        world=run.world,
     )
     return name
 

@@ -1,4 +1,4 @@
-"""What one finished episode of ``reflexarc eval libero`` says, and a folder of them."""
+"""What one finished episode of an evaluation in a simulated world says, and a folder of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reflexarc.eval.arms import ARMS, Arm
 from reflexarc.eval.durable_log import DurableLog, parse_lines, unequal
 from reflexarc.eval.execution import execution_in_words
 
-Reason = Literal["success", "named_goal", "timeout"]
+Reason = Literal["success", "named_goal", "timeout", "over"]
 TITLE = "an episode"
 
 
@@ -83,7 +83,8 @@ class EpisodeResult(FrozenModel):
         instruction: the task's own, whatever the policy was told.
         success: whether the task's own goal was reached, whatever the policy was told.
         reason: why it ended: ``success``, ``named_goal`` (the goal that the policy was told, where
-            that is another task's), or ``timeout`` after ``max_steps`` steps.
+            that is another task's), ``timeout`` after ``max_steps`` steps, or ``over``: nothing
+            could change any more, as where the base stands at another target.
         steps: environment steps executed after the wait steps.
         seconds: wall clock of the episode, with its reset.
         chunks: how often the policy was asked; 0 for a blind replay.

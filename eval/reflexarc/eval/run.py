@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -12,7 +12,7 @@ from reflexarc.client import PolicyClient
 from reflexarc.contract import PolicyContract
 from reflexarc.contract.errors import ConfigError
 from reflexarc.eval.arms import ARMS, Arm
-from reflexarc.eval.baselines import Demonstration, load_demonstration
+from reflexarc.eval.baselines import Demonstration
 from reflexarc.eval.goal_images import Goal, load_goals
 from reflexarc.eval.report_html import write_report_if_possible
 from reflexarc.eval.results import EpisodeKey, EpisodeResult, ResultsLog
@@ -20,9 +20,7 @@ from reflexarc.eval.run_settings import RunSettings
 from reflexarc.eval.runner import EpisodeRunner, RunPlan
 from reflexarc.eval.summary import Summary, summarize, write_summary
 from reflexarc.eval.workers import run_in_processes
-
-if TYPE_CHECKING:
-    from reflexarc.eval.libero.suites import LiberoTask
+from reflexarc.eval.worlds import world_of
 
 Notify = Callable[[str], None]
 
@@ -38,9 +36,7 @@ def evaluate(settings: RunSettings, notify: Notify = tqdm.write) -> Summary:
             was finished is kept, and the same call resumes.
         ContractViolationError, ResultsError, SimulatorError, DatasetError, ConfigError: see there.
     """
-    from reflexarc.eval.libero.suites import select_tasks
-
-    tasks = select_tasks(settings.suite, settings.tasks)
+    tasks = world_of(settings.suite).select_tasks(settings.suite, settings.tasks)
     _check_other_tasks(settings)
     plan = _plan(settings, tasks, _load_demonstrations(settings, tasks))
     with ResultsLog(settings.output, plan.identity, notify) as log:
@@ -56,14 +52,12 @@ def evaluate(settings: RunSettings, notify: Notify = tqdm.write) -> Summary:
 
 
 def _plan(
-    settings: RunSettings, tasks: Sequence[LiberoTask], demonstrations: dict[int, Demonstration]
+    settings: RunSettings, tasks: Sequence[Any], demonstrations: dict[int, Demonstration]
 ) -> RunPlan:
-    """Ask the server for its contract, and check that LIBERO and the arms can meet it."""
-    from reflexarc.eval.libero.observation import check_libero_contract
-
+    """Ask the server for its contract, and check that the world and the arms can meet it."""
     with PolicyClient(settings.server, retry_for=settings.retry_for) as client:
         contract = client.contract
-    check_libero_contract(contract)
+    world_of(settings.suite).check_contract(contract)
     _check_contract(settings, contract)
     goals: Mapping[int, Goal] = {}
     if settings.goals is not None:
@@ -80,9 +74,7 @@ def _plan(
     )
 
 
-def _load_demonstrations(
-    settings: RunSettings, tasks: Sequence[LiberoTask]
-) -> dict[int, Demonstration]:
+def _load_demonstrations(settings: RunSettings, tasks: Sequence[Any]) -> dict[int, Demonstration]:
     needing = [arm for arm in settings.arms if ARMS[arm].needs_demonstrations]
     if not needing:
         return {}
@@ -92,7 +84,8 @@ def _load_demonstrations(
             f"{_them(needing)} out with --baselines {_without(settings, needing)}",
             field="demonstrations",
         )
-    return {task.index: load_demonstration(settings.demonstrations, task.name) for task in tasks}
+    world, path = world_of(settings.suite), settings.demonstrations
+    return {task.index: world.demonstration(path, task) for task in tasks}
 
 
 def _check_other_tasks(settings: RunSettings) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from reflexarc.client import ExecutorName
 from reflexarc.contract import PolicyContract
@@ -15,9 +15,11 @@ from reflexarc.contract.errors import ConfigError
 from reflexarc.contract.policy_contract import FrozenModel
 from reflexarc.eval.arms import ARMS, BASELINES, Arm
 from reflexarc.eval.results import EpisodeKey, RunIdentity
+from reflexarc.eval.worlds import MOBILE_SUITE, world_of
 
 REPORTED_STATES_BEGIN = 40
 STATES = 50
+MAX_INDEX = 1000
 DEFAULT_REPLAN_STEPS: Mapping[ExecutorName, int] = {
     "receding_horizon": 8,
     "temporal_ensembling": 1,
@@ -29,10 +31,10 @@ OtherTask = Literal["cyclic", "all"]
 
 
 class RunSettings(FrozenModel):
-    """One call of ``reflexarc eval libero``.
+    """One call of ``reflexarc eval libero``, or of ``reflexarc eval mobile``.
 
     Attributes:
-        states: indices of the benchmark's 50 initial states; every arm runs on all of them.
+        states: indices of initial states (LIBERO has 50 a task); every arm runs on all of them.
         executor: how chunks are executed.
         latency_ms: added to every answer, in environment steps of 50 ms, rounded up.
         replan_steps: environment steps between two requests.
@@ -52,7 +54,7 @@ class RunSettings(FrozenModel):
     server: str
     suite: str
     tasks: tuple[int, ...]
-    states: tuple[Annotated[int, Field(ge=0, lt=STATES)], ...]
+    states: tuple[Annotated[int, Field(ge=0, lt=MAX_INDEX)], ...]
     baselines: tuple[Arm, ...] = ()
     other_task: OtherTask = "cyclic"
     demonstrations: Path | None = None
@@ -77,9 +79,14 @@ class RunSettings(FrozenModel):
     @property
     def episode_steps(self) -> int:
         """Steps an episode may take."""
-        from reflexarc.eval.libero.suites import max_steps
+        return self.max_steps or world_of(self.suite).max_steps(self.suite)
 
-        return self.max_steps or max_steps(self.suite)
+    @field_validator("states")
+    @classmethod
+    def _states_exist(cls, states: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        if info.data.get("suite") != MOBILE_SUITE and states and max(states) >= STATES:
+            raise ValueError(f"LIBERO has the states 0 to {STATES - 1}, not {max(states)}")
+        return states
 
     def episodes(self, task: int) -> list[EpisodeKey]:
         """The task's episodes; all arms of a state together, so that pairs complete early."""
@@ -155,7 +162,7 @@ def parse_indices(text: str, option: str) -> tuple[int, ...]:
         begin, end = int(first), int(last) if dash else int(first)
         if end < begin:
             raise ConfigError(f"{option} {text!r}: {part!r} runs backwards", field=option)
-        if end >= 1000:
+        if end >= MAX_INDEX:
             raise ConfigError(f"{option} {text!r}: {end} is no index of LIBERO", field=option)
         found.update(range(begin, end + 1))
     if not found:

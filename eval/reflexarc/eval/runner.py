@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from reflexarc.client import PolicyClient
 from reflexarc.contract import PolicyContract
@@ -17,10 +16,7 @@ from reflexarc.eval.episodes import TaskRun, run_episode
 from reflexarc.eval.goal_images import Goal
 from reflexarc.eval.results import EpisodeKey, EpisodeResult, RunIdentity
 from reflexarc.eval.run_settings import RunSettings
-
-if TYPE_CHECKING:
-    from reflexarc.eval.libero.simulator import LiberoSimulator
-    from reflexarc.eval.libero.suites import LiberoTask
+from reflexarc.eval.worlds import Simulator, Task, world_of
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,7 @@ class RunPlan:
     settings: RunSettings
     identity: RunIdentity
     contract: PolicyContract
-    tasks: Mapping[int, LiberoTask]
+    tasks: Mapping[int, Task]
     demonstrations: Mapping[int, Demonstration]
     goals: Mapping[int, Goal] = field(default_factory=dict)
 
@@ -47,12 +43,11 @@ class EpisodeRunner:
     """
 
     def __init__(self, plan: RunPlan) -> None:
-        from reflexarc.eval.libero.observation import LiberoObserver
-
         self._plan = plan
-        self._observer = LiberoObserver(plan.contract)
+        self._world = world_of(plan.settings.suite)
+        self._observer = self._world.observer(plan.contract)
         self._client: PolicyClient | None = None
-        self._simulator: LiberoSimulator | None = None
+        self._simulator: Simulator | None = None
         self._open = ExitStack()  # closes both
 
     def __enter__(self) -> EpisodeRunner:
@@ -75,8 +70,6 @@ class EpisodeRunner:
 
         Raises ServerUnavailableError when the server stays silent for ``settings.retry_for``.
         """
-        from reflexarc.eval.libero.suites import load_init_states
-
         plan = self._plan
         policy = self._connected() if ARMS[key.arm].asks_policy else None
         simulator = self._simulator_of(plan.tasks[key.task])
@@ -85,9 +78,9 @@ class EpisodeRunner:
             identity=plan.identity,
             tasks=plan.tasks,
             demonstrations=plan.demonstrations,
+            world=self._world,
             simulator=simulator,
             observer=self._observer,
-            init_states=load_init_states(simulator.task),
             policy=policy,
             goals=plan.goals,
         )
@@ -101,13 +94,11 @@ class EpisodeRunner:
             self._check_contract(self._client)
         return self._client
 
-    def _simulator_of(self, task: LiberoTask) -> LiberoSimulator:
-        from reflexarc.eval.libero.simulator import LiberoSimulator
-
+    def _simulator_of(self, task: Task) -> Simulator:
         if self._simulator is None or self._simulator.task != task:
             if self._simulator is not None:
                 self._simulator.close()
-            self._simulator = LiberoSimulator(task, image_size=self._observer.image_size)
+            self._simulator = self._world.simulator(task, self._observer)
             self._open.callback(self._simulator.close)
         return self._simulator
 

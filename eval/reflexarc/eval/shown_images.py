@@ -12,10 +12,9 @@ from reflexarc.contract.images import prepare_image
 from reflexarc.contract.policy_contract import PolicyContract
 
 if TYPE_CHECKING:
-    from reflexarc.data.libero_episode import Episode
-    from reflexarc.eval.libero.observation import LiberoObserver
-    from reflexarc.eval.libero.simulator import LiberoSimulator
+    from reflexarc.data.dataset import DatasetEpisode
     from reflexarc.eval.videos import Film
+    from reflexarc.eval.worlds import Observer, Simulator
 
 Images = dict[str, npt.NDArray[np.uint8]]
 
@@ -29,19 +28,19 @@ class ShownImages(Protocol):
 class CameraImages:
     """What the simulator's cameras see; rendered when asked for, and filmed."""
 
-    def __init__(self, observer: LiberoObserver, simulator: LiberoSimulator, film: Film) -> None:
+    def __init__(self, observer: Observer, simulator: Simulator, film: Film) -> None:
         self._observer, self._simulator, self._film = observer, simulator, film
 
     def __call__(self, step: int) -> Images:
         raw = self._simulator.observe()
-        self._film.add(step, raw.images)
+        self._film.see(step, raw.images, self._simulator)
         return self._observer.images(raw)
 
 
 class BlackImages:
     """Every pixel 0; nothing is rendered. The film keeps what was there."""
 
-    def __init__(self, observer: LiberoObserver, simulator: LiberoSimulator, film: Film) -> None:
+    def __init__(self, observer: Observer, simulator: Simulator, film: Film) -> None:
         self._black = observer.black_images()
         self._simulator, self._film = simulator, film
 
@@ -57,7 +56,7 @@ class RecordedImages:
     """
 
     def __init__(
-        self, episode: Episode, contract: PolicyContract, simulator: LiberoSimulator, film: Film
+        self, episode: DatasetEpisode, contract: PolicyContract, simulator: Simulator, film: Film
     ) -> None:
         if not len(episode.image_steps):
             raise DatasetError(
@@ -65,11 +64,10 @@ class RecordedImages:
             )
         self._steps = episode.image_steps
         frames = range(len(self._steps))
-        self._raw = {
-            "agentview": episode.images("agentview", frames),
-            "eye_in_hand": episode.images("eye_in_hand", frames),
-        }
         self._cameras = contract.cameras
+        self._raw = {
+            camera.name: episode.images(camera.name, frames) for camera in contract.cameras
+        }
         self._simulator, self._film = simulator, film
 
     def __call__(self, step: int) -> Images:

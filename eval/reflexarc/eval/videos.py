@@ -1,4 +1,4 @@
-"""Videos of episodes: both cameras side by side, upright, with a caption, playable in a browser."""
+"""Videos of episodes: two cameras side by side, upright, with a caption, playable in a browser."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from reflexarc.eval.libero.world import LiberoWorld
+
 if TYPE_CHECKING:
-    from reflexarc.eval.libero.simulator import LiberoSimulator, RenderSnapshot
+    from reflexarc.eval.worlds import Simulator, World
 
 UInt8Image = npt.NDArray[np.uint8]
 Frames: TypeAlias = Sequence[tuple[int, Mapping[str, UInt8Image]]]
-CONTROL_HZ = 20
 PLAYBACK_SPEED = 2
 CAPTION_HEIGHT = 40
 HOLD_LAST_FRAME_SECONDS = 1.0
-VIDEO_CAMERAS = ("agentview", "eye_in_hand")
+VIEWS = 2
+"""Cameras that a video shows side by side."""
 
 
 class Film:
@@ -33,23 +35,33 @@ class Film:
     Args:
         wanted: whether a video may be written; an unwanted film keeps nothing.
         every: steps between two frames; what comes at other steps is not kept.
+        cameras: that a video shows.
     """
 
-    def __init__(self, wanted: bool, every: int = 1) -> None:
-        self.wanted, self._every = wanted, every
-        self._frames: list[tuple[int, Mapping[str, UInt8Image] | RenderSnapshot]] = []
+    def __init__(
+        self, wanted: bool, every: int = 1, cameras: tuple[str, str] = LiberoWorld.video_cameras
+    ) -> None:
+        self.wanted, self._every, self._cameras = wanted, every, cameras
+        self._frames: list[tuple[int, Mapping[str, UInt8Image] | Any]] = []
 
     def add(self, step: int, images: Mapping[str, UInt8Image]) -> None:
-        """Keep ``images``, camera name to ``uint8 (S, S, 3)`` as LIBERO renders (upside-down)."""
+        """Keep ``images``, camera name to ``uint8 (S, S, 3)`` as the world renders them."""
         if self._keeps(step):
             self._frames.append((step, images))
 
-    def snap(self, step: int, simulator: LiberoSimulator) -> None:
+    def see(self, step: int, images: Mapping[str, UInt8Image], simulator: Simulator) -> None:
+        """Keep ``images``, or this moment where they lack a camera that the video shows."""
+        if all(name in images for name in self._cameras):
+            self.add(step, images)
+        else:
+            self.snap(step, simulator)
+
+    def snap(self, step: int, simulator: Simulator) -> None:
         """Keep this moment without rendering it."""
         if self._keeps(step):
             self._frames.append((step, simulator.snapshot()))
 
-    def finish(self, step: int, simulator: LiberoSimulator) -> None:
+    def finish(self, step: int, simulator: Simulator) -> None:
         """Keep the last moment, whatever its step."""
         if self.wanted:
             self._frames.append((step, simulator.snapshot()))
@@ -57,7 +69,7 @@ class Film:
     def _keeps(self, step: int) -> bool:
         return self.wanted and step % self._every == 0
 
-    def develop(self, simulator: LiberoSimulator) -> Frames:
+    def develop(self, simulator: Simulator) -> Frames:
         """The frames in order, each with its step; only a reset of the simulator may follow."""
         return [
             (step, frame if isinstance(frame, Mapping) else simulator.render_snapshot(frame))
@@ -65,13 +77,20 @@ class Film:
         ]
 
 
-def frame_rate(replan_steps: int) -> int:
+def frame_rate(replan_steps: int, control_hz: float = LiberoWorld.control_hz) -> int:
     """Frames a second when one frame stands for ``replan_steps`` steps, sped up."""
-    return max(1, round(CONTROL_HZ / replan_steps * PLAYBACK_SPEED))
+    return max(1, round(control_hz / replan_steps * PLAYBACK_SPEED))
 
 
 def write_video(
-    path: Path, frames: Frames, title: str, outcome: str, *, good: bool, replan_steps: int
+    path: Path,
+    frames: Frames,
+    title: str,
+    outcome: str,
+    *,
+    good: bool,
+    replan_steps: int,
+    world: World | None = None,
 ) -> None:
     """Write frames as h264 in yuv420p, atomically.
 
@@ -81,16 +100,18 @@ def write_video(
         outcome: shown on the last frame, which is held for a second.
         good: whether the outcome is shown in green.
         replan_steps: environment steps between two frames; sets the frame rate.
+        world: that they show; LIBERO's by default.
     """
-    rate = frame_rate(replan_steps)
-    speed = rate * replan_steps / CONTROL_HZ
+    world = world or LiberoWorld()
+    rate = frame_rate(replan_steps, world.control_hz)
+    speed = rate * replan_steps / world.control_hz
     pictures = [
-        _picture(images, title, f"step {step}   {speed:.2g}x speed", "white")
+        _picture(world, images, title, f"step {step}   {speed:.2g}x speed", "white")
         for step, images in frames[:-1]
     ]
     step, images = frames[-1]
     colour = "#7ee787" if good else "#ff7b72"
-    last = _picture(images, title, f"step {step}   {outcome.upper()}", colour)
+    last = _picture(world, images, title, f"step {step}   {outcome.upper()}", colour)
     pictures += [last] * max(1, round(rate * HOLD_LAST_FRAME_SECONDS))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.mp4")
@@ -101,9 +122,12 @@ def write_video(
         temporary.unlink(missing_ok=True)
 
 
-def _picture(images: Mapping[str, UInt8Image], title: str, line: str, colour: str) -> UInt8Image:
-    """``uint8 (S + caption, 2 S, 3)``; row order is turned, so that the view is the true one."""
-    views = np.concatenate([images[name][::-1] for name in VIDEO_CAMERAS], axis=1)
+def _picture(
+    world: World, images: Mapping[str, UInt8Image], title: str, line: str, colour: str
+) -> UInt8Image:
+    """``uint8 (S + caption, 2 S, 3)``; rows are turned where the world has them upside-down."""
+    rows = slice(None, None, -1 if world.upside_down else 1)
+    views = np.concatenate([images[name][rows] for name in world.video_cameras], axis=1)
     height, width = views.shape[:2]
     # yuv420p halves both sides, so that both must be even.
     canvas = Image.new("RGB", (width + width % 2, height + height % 2 + CAPTION_HEIGHT))

@@ -50,11 +50,10 @@ class LoadedPolicy:
 
 def trained_weights(policy: Policy) -> dict[str, Tensor]:
     """The policy's state without its frozen backbones, on the CPU, contiguous."""
-    frozen = tuple(f"{path}." for path in policy.frozen_backbones())
     return {
         name: tensor.detach().to("cpu").contiguous()
         for name, tensor in policy.state_dict().items()
-        if not name.startswith(frozen)
+        if policy.is_trained(name)
     }
 
 

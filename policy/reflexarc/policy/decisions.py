@@ -22,7 +22,7 @@ class Decisions(Protocol):
     """Called in inference mode, by one thread at a time."""
 
     def embed_frames(self, frames: Tensors, task: Tensors) -> Tensors:
-        """As ``Policy.embed_frames``."""
+        """``Policy.kept_frames`` of what ``Policy.embed_frames`` gives."""
 
     def sample(
         self, task: Tensors, window: Tensors, valid: Tensor, steps: int, given: Tensors
@@ -45,7 +45,7 @@ class EagerDecisions:
         self._policy = policy
 
     def embed_frames(self, frames: Tensors, task: Tensors) -> Tensors:
-        return self._policy.embed_frames(frames, task)
+        return self._policy.kept_frames(self._policy.embed_frames(frames, task), task)
 
     def sample(
         self, task: Tensors, window: Tensors, valid: Tensor, steps: int, given: Tensors

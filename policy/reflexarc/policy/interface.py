@@ -119,6 +119,18 @@ class Policy(nn.Module, ABC):
             task: rows of ``embed_task``, ``(N, ...)``.
         """
 
+    def kept_frames(self, rows: Tensors, task: Tensors) -> Tensors:
+        """What a session keeps of N new frames, rows ``(N, ...)``: as a rule ``embed_frames``'s.
+
+        A policy whose trained part reads each frame by itself reads it here, once a frame, and
+        its ``encode`` takes either kind of rows: the feature store holds those of frozen weights.
+
+        Args:
+            rows: of ``embed_frames``, ``(N, ...)``.
+            task: rows of ``embed_task``, ``(N, ...)``.
+        """
+        return rows
+
     def embed_clips(self, clips: Tensors, valid: Tensor) -> Tensors:
         """Where ``embeds_clips``: what the frozen part makes of N clips, rows ``(N, ...)``.
 
@@ -177,6 +189,11 @@ class Policy(nn.Module, ABC):
     ) -> Policy:
         """Build the policy, its trained weights still random; the inverse of ``extra_files``."""
 
+    @classmethod
+    def reads_instructions(cls, config: PolicyConfig) -> bool:
+        """Whether such a policy reads instructions itself, so that it needs no table of them."""
+        return False
+
     def extra_files(self) -> Mapping[str, bytes]:
         """Files beside the weights that the checkpoint must carry (language embeddings)."""
         return {}
@@ -184,6 +201,17 @@ class Policy(nn.Module, ABC):
     def frozen_backbones(self) -> Mapping[str, FrozenBackbone]:
         """Module path to the identity of pretrained weights that checkpoints name, not copy."""
         return {}
+
+    def stored_backbones(self) -> Mapping[str, FrozenBackbone]:
+        """Those among them that rows of ``embed_frames`` depend on."""
+        return self.frozen_backbones()
+
+    def is_trained(self, name: str) -> bool:
+        """Whether a tensor of the state is the policy's own, so that checkpoints carry it.
+
+        Frozen backbones' are not, but what was put inside them to be trained (adapters) is.
+        """
+        return not name.startswith(tuple(f"{path}." for path in self.frozen_backbones()))
 
     def blocks(self) -> Sequence[nn.Module]:
         """Repeated blocks that hold most weights and activations; none of them inside another.

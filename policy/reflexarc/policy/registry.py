@@ -17,6 +17,7 @@ from reflexarc.policy.entry_points import import_entry_point, installed_policies
 from reflexarc.policy.interface import Policy
 
 FAMILIES: dict[str, str] = {
+    "mobile_vla": "reflexarc.policy.mobile_vla.model:MobileVLA",
     "qwen_geometry": "reflexarc.policy.qwen_geometry.model:QwenGeometry",
     "statevla": "reflexarc.policy.statevla.model:StateVLA",
     "vjepa2_head": "reflexarc.policy.vjepa2_head.model:VJEPA2Head",

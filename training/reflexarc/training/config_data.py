@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -71,6 +72,10 @@ class DataConfig(RecipeModel):
     their mean over the noise injected while collecting. ``feature_dtype`` is how the features of
     frames are stored (``fp16``, ``bf16``, ``fp32``).
 
+    Of a mobile robot's episodes: ``pattern`` of file names, ``control_hz`` where they do not say,
+    ``fallback_instruction`` of those that hold none. ``train_fraction`` says
+    ``validation_fraction`` the other way round.
+
     Of LeRobot data: ``state`` and ``action`` are parts by GR00T's names (``left_arm``), features or
     columns of them (``action[0:7]``), in order; ``cameras`` likewise. ``action_kind`` says whether
     actions are targets, ``gripper`` which of their dimensions is one. Every ``frame_stride``-th
@@ -96,6 +101,27 @@ class DataConfig(RecipeModel):
     gripper: GripperConfig | None = None
     frame_stride: Positive = 1
     timestamp_tolerance: Annotated[float, Field(gt=0, lt=10)] = 1e-3
+    pattern: str | None = Field(default=None, min_length=1)
+    control_hz: Annotated[float, Field(gt=0, le=1000)] | None = None
+    fallback_instruction: str | None = Field(default=None, min_length=1)
+    train_fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_split(cls, values: Any) -> Any:
+        """``validation_fraction`` follows from ``train_fraction`` where that is given."""
+        if not isinstance(values, Mapping) or not isinstance(
+            values.get("train_fraction"), int | float
+        ):
+            return values
+        held_out = round(1.0 - values["train_fraction"], 12)
+        given = values.get("validation_fraction", held_out)
+        if given != held_out:
+            raise ValueError(
+                f"train_fraction {values['train_fraction']} leaves {held_out} to hold out, "
+                f"validation_fraction is {given}: give one of them"
+            )
+        return {**values, "validation_fraction": held_out}
 
     @model_validator(mode="after")
     def _one_of_paths_and_sources(self) -> DataConfig:

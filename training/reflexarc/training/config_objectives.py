@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from reflexarc.training.config_base import NotNegative, Positive, RecipeModel
 from reflexarc.training.objectives.action_chunk_config import ActionChunkConfig
+from reflexarc.training.objectives.velocity_chunk_config import VelocityChunkConfig
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -158,6 +159,7 @@ OBJECTIVES: dict[str, type[RecipeModel]] = {
     "temporal_jepa": TemporalJEPAConfig,
     "masked_jepa": MaskedJEPAConfig,
     "action_chunk": ActionChunkConfig,
+    "velocity_chunk": VelocityChunkConfig,
 }
 DEFAULT_OBJECTIVE = "flow_matching"
 
@@ -173,7 +175,8 @@ ObjectiveConfig = Annotated[
     Annotated[FlowMatchingConfig, Tag("flow_matching")]
     | Annotated[TemporalJEPAConfig, Tag("temporal_jepa")]
     | Annotated[MaskedJEPAConfig, Tag("masked_jepa")]
-    | Annotated[ActionChunkConfig, Tag("action_chunk")],
+    | Annotated[ActionChunkConfig, Tag("action_chunk")]
+    | Annotated[VelocityChunkConfig, Tag("velocity_chunk")],
     Discriminator(objective_name),
 ]
 """One of :data:`OBJECTIVES`."""

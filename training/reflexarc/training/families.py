@@ -49,7 +49,7 @@ def build_policy(recipe: Recipe, contract: PolicyContract, instructions: Sequenc
     """
     family = policy_class(recipe.family)
     config = family.config_class.model_validate(recipe.policy)
-    if not contract.needs_language:
+    if not contract.needs_language or family.reads_instructions(config):
         return family.build(config, contract, {})
     language = embed_instructions(recipe, instructions)
     return family.build(config, contract, language.to_files())

@@ -40,6 +40,10 @@ class Batch:
             ``future`` holds there is the last frame, which no loss may see.
         future_actions: ``float32 (B, k, D)`` normalised, the actions t … t + k - 1 as they were
             executed, whatever ``data.labels`` says of ``actions``.
+        window_actions: ``float32 (B, F, H, D)`` normalised: the chunk that follows each frame of
+            the window, the last one being ``actions``; None where the objective did not ask.
+        window_mask: ``bool (B, F, H)``, False past the end of the episode, and where a frame of
+            the window is padding.
     """
 
     window: Tensors
@@ -51,6 +55,8 @@ class Batch:
     future_valid: Tensor | None = None
     future_mask: Tensor | None = None
     future_actions: Tensor | None = None
+    window_actions: Tensor | None = None
+    window_mask: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -67,14 +73,20 @@ class Batch:
             actions=self.actions.to(device),
             action_mask=self.action_mask.to(device),
             future=None if self.future is None else _moved(self.future, device),
-            future_valid=None if self.future_valid is None else self.future_valid.to(device),
-            future_mask=None if self.future_mask is None else self.future_mask.to(device),
-            future_actions=None if self.future_actions is None else self.future_actions.to(device),
+            future_valid=_optional(self.future_valid, device),
+            future_mask=_optional(self.future_mask, device),
+            future_actions=_optional(self.future_actions, device),
+            window_actions=_optional(self.window_actions, device),
+            window_mask=_optional(self.window_mask, device),
         )
 
 
 def _moved(rows: Tensors, device: torch.device) -> Tensors:
     return {name: values.to(device) for name, values in rows.items()}
+
+
+def _optional(values: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if values is None else values.to(device)
 
 
 class Objective(nn.Module, ABC):
@@ -87,10 +99,12 @@ class Objective(nn.Module, ABC):
         trains_actions: whether the policy's action heads are trained, so that validation can
             sample chunks.
         needs_future: control steps k to the future that ``forward`` needs, or None.
+        needs_window_actions: whether ``forward`` needs the chunk after every frame of the window.
     """
 
     trains_actions: bool = True
     needs_future: int | None = None
+    needs_window_actions: bool = False
 
     def attach(self, policy: Policy) -> None:
         """Called once, after the policy has its first weights and before an optimiser is made.

@@ -54,6 +54,7 @@ class Preparation:
         goals: what takes their place for a policy that is shown a goal image.
         origin: the checkpoint that the weights come from, None where they are random.
         feature_cache: where digests of frames may lie that were read before.
+        remarks: on the data, for the log.
     """
 
     recipe: Recipe
@@ -69,6 +70,7 @@ class Preparation:
     origin: dict[str, Any] | None = None
     goals: Goals | None = None
     feature_cache: Path | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def contract(self) -> PolicyContract:
@@ -168,6 +170,7 @@ class Preparation:
             self.processor,
             labels=self.recipe.data.labels,
             ahead=self.objective.needs_future,
+            window_actions=self.objective.needs_window_actions,
         )
         if self.policy.embeds_clips:  # a clip is stored in the row of its newest frame
             table = newest_frames(table)
@@ -271,4 +274,22 @@ def prepare(
         origin=None if start is None else origin_of(start),
         task_rows={text: row for row, text in enumerate(instructions)},
         goals=goals,
+        remarks=_short_episodes(contract, [*train_episodes, *held_out_episodes]),
+    )
+
+
+def _short_episodes(
+    contract: PolicyContract, episodes: Sequence[DatasetEpisode]
+) -> tuple[str, ...]:
+    """Says how many episodes hold not even one whole window of frames and chunk of actions."""
+    if contract.history.frames == 1:
+        return ()
+    whole = contract.history.span + 1 + contract.action.horizon
+    short = sum(episode.length < whole for episode in episodes)
+    if not short:
+        return ()
+    return (
+        f"{short} of {len(episodes)} episodes are shorter than {whole} steps (a window of "
+        f"{contract.history.frames} frames and a chunk of {contract.action.horizon} actions): what "
+        "they lack is padded, and masked in the loss",
     )

@@ -16,6 +16,7 @@ from reflexarc.data.lerobot.mapping import UNLIMITED, ActionMeaning
 from reflexarc.data.lerobot.recipe_names import RecipeNames
 from reflexarc.data.libero_hdf5 import LiberoDataset, open_libero
 from reflexarc.data.mixture import mix
+from reflexarc.data.mobile.dataset import is_mobile, open_mobile
 from reflexarc.data.presence import exists
 from reflexarc.training.config import Recipe
 from reflexarc.training.config_data import DataConfig, SourceConfig
@@ -24,7 +25,8 @@ from reflexarc.training.config_data import DataConfig, SourceConfig
 def open_dataset(recipe: Recipe) -> EpisodeDataset:
     """The episodes of the recipe's tasks, and no others.
 
-    A folder with ``meta/info.json`` is LeRobot's; everything else is LIBERO's HDF5.
+    A folder with ``meta/info.json`` is LeRobot's, one with ``*.h5`` or files of ``data.pattern`` a
+    mobile robot's; everything else is LIBERO's HDF5.
 
     Raises:
         DatasetError: a path that is not there, data that does not read, or parts that differ.
@@ -120,7 +122,9 @@ def _open_parts(
     )
     for source in sources:
         if not exists(source.path):
-            made = "generate" if config.suite == "generated" else f"collect --suite {config.suite}"
+            made = {"generated": "generate", "mobile": "collect-mobile"}.get(
+                config.suite, f"collect --suite {config.suite}"
+            )
             raise DatasetError(
                 f"there is no {source.path}: name the demonstrations with --data PATH, or make "
                 f"them with: reflexarc data {made}",
@@ -128,6 +132,18 @@ def _open_parts(
             )
     parts: list[EpisodeDataset] = []
     names: list[str] = []
+    mobile = [source.path for source in sources if _is_mobile(source, config)]
+    if mobile:
+        parts.append(
+            open_mobile(
+                mobile,
+                pattern=config.pattern,
+                control_hz=config.control_hz,
+                fallback_instruction=config.fallback_instruction,
+            )
+        )
+        names.append(", ".join(map(str, mobile)))
+    sources = tuple(source for source in sources if source.path not in mobile)
     files = [source for source in sources if not is_lerobot(source.path)]
     for weight in dict.fromkeys(source.weight for source in files):
         paths = [source.path for source in files if source.weight == weight]
@@ -145,6 +161,12 @@ def _open_parts(
             parts.append(_open_folder(source, config, cameras))
             names.append(str(source.path))
     return parts, names
+
+
+def _is_mobile(source: SourceConfig, config: DataConfig) -> bool:
+    return not is_lerobot(source.path) and (
+        config.pattern is not None or is_mobile(source.path, config.pattern)
+    )
 
 
 def _open_files(paths: Sequence[Path], config: DataConfig, weight: float) -> EpisodeDataset:

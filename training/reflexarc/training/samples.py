@@ -93,6 +93,8 @@ class SampleTable:
         task_row: ``int64 (N,)``, row in the tensors of ``embed_task``.
         future: the same k steps ahead, where it was asked for.
         weight: ``float64 (N,)``, how often an epoch sees each; None where it sees each once.
+        window_actions, window_mask: ``(N, F, H, D)`` and ``(N, F, H)``, see :class:`Batch`; None
+            where they were not asked for.
     """
 
     state: Tensor
@@ -103,6 +105,8 @@ class SampleTable:
     task_row: Tensor
     future: FutureTable | None = None
     weight: Tensor | None = None
+    window_actions: Tensor | None = None
+    window_mask: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.frame_row)
@@ -116,6 +120,7 @@ def build_samples(
     *,
     labels: Labels = "executed",
     ahead: int | None = None,
+    window_actions: bool = False,
 ) -> SampleTable:
     """One sample for every rendered frame of ``episodes``.
 
@@ -126,6 +131,7 @@ def build_samples(
         processor: normalises states and actions as serving does.
         labels: which actions the chunks hold.
         ahead: control steps k to the future that the samples hold too.
+        window_actions: whether they hold the chunk after every frame of their window.
 
     Raises DatasetError where an episode's actions or states are wrong, and ConfigError where an
     image that a sample needs was not rendered.
@@ -136,6 +142,8 @@ def build_samples(
     ]
     state, actions, mask, rows, valid, tasks = map(torch.cat, zip(*samples, strict=True))
     table = SampleTable(state, actions, mask, rows, valid, tasks, weight=sample_weights(episodes))
+    if window_actions:
+        table = _with_window_actions(table)
     if ahead is None:
         return table
     later = [
@@ -167,6 +175,22 @@ def _episode_samples(
         frame_row,
         valid,
         torch.full((len(steps),), task_row),
+    )
+
+
+def _with_window_actions(table: SampleTable) -> SampleTable:
+    """The chunks of each window's frames, which are those of other samples: one a frame.
+
+    A sample stands for its newest frame, in the order of the episodes.
+    """
+    sample_of = torch.empty(int(table.frame_row.max()) + 1, dtype=torch.int64)
+    sample_of[table.frame_row[:, -1]] = torch.arange(len(table))
+    samples = sample_of[table.frame_row]
+    seen = table.valid[:, -table.frame_row.shape[1] :]
+    return replace(
+        table,
+        window_actions=table.actions[samples],
+        window_mask=table.action_mask[samples] & seen[..., None],
     )
 
 
@@ -242,6 +266,8 @@ class BatchSource:
             valid=samples.valid[indices],
             actions=samples.actions[indices],
             action_mask=samples.action_mask[indices],
+            window_actions=_at(samples.window_actions, indices),
+            window_mask=_at(samples.window_mask, indices),
         )
         future = samples.future
         if future is None:
@@ -263,3 +289,7 @@ class BatchSource:
             window[name] = rows.view(*frame_row.shape, *rows.shape[1:])
         window["state"] = state
         return window
+
+
+def _at(rows: Tensor | None, indices: Tensor) -> Tensor | None:
+    return None if rows is None else rows[indices]

@@ -157,6 +157,8 @@ def execute(
     if engine.world > 1:
         log(f"{engine.world} processes, engine {engine.name}")
     held = hold_features(features.arrays, planned.device, processes=processes_here())
+    for remark in preparation.remarks:
+        log(remark)
     if features.remark:
         log(f"features computed anew: {features.remark}")
     log(

@@ -46,8 +46,16 @@ def shares_of(size: int, *, passes: int = 1, rank: int = 0, world: int = 1) -> l
 
 def without_loss(batch: Batch) -> Batch:
     """The same batch, all of it masked."""
-    future_mask = None if batch.future_mask is None else torch.zeros_like(batch.future_mask)
-    return replace(batch, action_mask=torch.zeros_like(batch.action_mask), future_mask=future_mask)
+
+    def nothing(mask: Tensor | None) -> Tensor | None:
+        return None if mask is None else torch.zeros_like(mask)
+
+    return replace(
+        batch,
+        action_mask=torch.zeros_like(batch.action_mask),
+        future_mask=nothing(batch.future_mask),
+        window_mask=nothing(batch.window_mask),
+    )
 
 
 def in_size_of(batch: Batch, size: int) -> Batch:
@@ -75,6 +83,8 @@ def in_size_of(batch: Batch, size: int) -> Batch:
         future_valid=optional(batch.future_valid),
         future_mask=optional(batch.future_mask),
         future_actions=optional(batch.future_actions),
+        window_actions=optional(batch.window_actions),
+        window_mask=optional(batch.window_mask),
     )
 
 

@@ -125,11 +125,10 @@ def _collect(
     """Every tensor of the state by name, the live ones, so that loading copies into them."""
     # All weights but the backbones' that the checkpoint names: trained, frozen in this stage, and
     # those that only move, an objective's target network.
-    backbones = tuple(f"policy.{path}." for path in modules.policy.frozen_backbones())
     tensors = {
         f"weight/{name}": value
         for name, value in modules.state_dict().items()
-        if not name.startswith(backbones)
+        if modules.is_trained(name)
     }
     tensors |= engine.moments(optimizer, trained_parameters(modules))
     for name, value in (averaged.values if averaged else {}).items():

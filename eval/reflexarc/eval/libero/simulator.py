@@ -156,6 +156,11 @@ class LiberoSimulator:
         """Whether the task's goal holds now."""
         return bool(self._environment.check_success())
 
+    @property
+    def over(self) -> bool:
+        """Never: a goal may come to hold until time is up."""
+        return False
+
     def observe(self) -> RawObservation:
         """Render both cameras now and read the joints."""
         return RawObservation(images=self._render(), state=self.observe_state())

@@ -16,9 +16,10 @@ from reflexarc.eval.results import EpisodeResult
 from reflexarc.eval.videos import (
     CAPTION_HEIGHT,
     HOLD_LAST_FRAME_SECONDS,
-    VIDEO_CAMERAS,
+    VIEWS,
     frame_rate,
 )
+from reflexarc.eval.worlds import world_of
 
 VIDEOS = "videos"
 STRIP_FRAMES = 8
@@ -103,7 +104,8 @@ def filmstrip(path: Path, result: EpisodeResult) -> Iterable[Frame]:
     """Up to ``STRIP_FRAMES`` pictures evenly over the episode, its first and last among them."""
     with av.open(str(path)) as container:
         pictures = list(container.decode(video=0))
-    held = max(1, round(frame_rate(result.replan_steps) * HOLD_LAST_FRAME_SECONDS))
+    rate = frame_rate(result.replan_steps, world_of(result.suite).control_hz)
+    held = max(1, round(rate * HOLD_LAST_FRAME_SECONDS))
     distinct = pictures[: max(1, len(pictures) - held + 1)]
     last = len(distinct) - 1
     count = min(STRIP_FRAMES, len(distinct))
@@ -114,10 +116,10 @@ def filmstrip(path: Path, result: EpisodeResult) -> Iterable[Frame]:
 
 def _thumbnail(picture: Image.Image, step: int) -> Frame:
     """The caption cut off, the cameras' views set one above the other."""
-    width, height = picture.width // len(VIDEO_CAMERAS), picture.height - CAPTION_HEIGHT
+    width, height = picture.width // VIEWS, picture.height - CAPTION_HEIGHT
     view = (STRIP_WIDTH, max(1, round(STRIP_WIDTH * height / width)))
-    canvas = Image.new("RGB", (view[0], view[1] * len(VIDEO_CAMERAS)))
-    for number in range(len(VIDEO_CAMERAS)):
+    canvas = Image.new("RGB", (view[0], view[1] * VIEWS))
+    for number in range(VIEWS):
         left = number * width
         part = picture.crop((left, CAPTION_HEIGHT, left + width, picture.height))
         canvas.paste(part.resize(view, Image.Resampling.BILINEAR), (0, number * view[1]))

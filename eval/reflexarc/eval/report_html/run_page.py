@@ -15,6 +15,7 @@ from reflexarc.eval.report_table import format_indices
 from reflexarc.eval.results import EpisodeResult
 from reflexarc.eval.saved_run import read_results, read_summary
 from reflexarc.eval.summary import Summary
+from reflexarc.eval.worlds import MOBILE_SUITE, world_of
 
 REPORT_FILE = "report.html"
 
@@ -23,6 +24,7 @@ REPORT_FILE = "report.html"
 class RunPage:
     """What the template shows; all of it plain text."""
 
+    kicker: str
     title: str
     subtitle: str
     complete: bool
@@ -53,6 +55,7 @@ def run_page(folder: Path, summary: Summary, results: Sequence[EpisodeResult]) -
     groups = run_episodes.film_groups(shown, films.FilmLibrary(folder))
     identity = summary.identity
     return RunPage(
+        kicker=world_of(identity.suite).command,
         title=f"{identity.suite}, {counted(len(summary.tasks), 'task')}, states "
         f"{format_indices(summary.states)}",
         subtitle=f"{len(shown)} episodes; checkpoint "
@@ -119,8 +122,9 @@ def _command(summary: Summary, results: Sequence[EpisodeResult]) -> str:
     identity = summary.identity
     tasks = tuple(group.task for group in summary.tasks if group.task is not None)
     baselines = [arm for arm in run_tables.arms_of(summary) if arm != "policy"]
+    named = {} if identity.suite == MOBILE_SUITE else {"--suite": identity.suite}
     options = {
-        "--suite": identity.suite,
+        **named,
         "--tasks": _indices(tasks),
         "--states": _indices(summary.states),
         "--replan-steps": str(identity.replan_steps),
@@ -138,7 +142,7 @@ def _command(summary: Summary, results: Sequence[EpisodeResult]) -> str:
         options["--demonstrations"] = "DEMONSTRATIONS"
     lines = [f"{name} {shlex.quote(value)}" for name, value in options.items()]
     return "serve-policy --ckpt CHECKPOINT\n" + " \\\n    ".join(
-        ["reflexarc eval libero", *lines, "--output OUTPUT"]
+        [world_of(identity.suite).command, *lines, "--output OUTPUT"]
     )
 
 

@@ -38,6 +38,11 @@ class TrainedModules(nn.Module):
         losses: Losses = self.objective(self.policy, batch, draws)
         return losses
 
+    def is_trained(self, name: str) -> bool:
+        """``Policy.is_trained`` for a name of this module; all of the objective's are."""
+        own = name.removeprefix("policy.")
+        return own == name or self.policy.is_trained(own)
+
 
 class Engine:
     """One process; engines of several overrule what is different there.

@@ -81,11 +81,10 @@ class DataParallel(SeveralProcesses):
     _wrapped: DistributedDataParallel
 
     def wrap(self, modules: TrainedModules, blocks: Sequence[nn.Module]) -> nn.Module:
-        frozen = tuple(f"policy.{path}." for path in modules.policy.frozen_backbones())
         tensors = [*modules.named_parameters(), *modules.named_buffers()]
         # They are the same everywhere and stay so: nothing of them has to be sent.
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]
-            modules, [name for name, _ in tensors if name.startswith(frozen)]
+            modules, [name for name, _ in tensors if not modules.is_trained(name)]
         )
         self._wrapped = DistributedDataParallel(modules, gradient_as_bucket_view=True)
         return self._wrapped

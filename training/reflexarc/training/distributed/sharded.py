@@ -80,10 +80,9 @@ class FullySharded(SeveralProcesses):
         values: dict[str, Any] = dict(modules.state_dict())
         if averaged is not None:
             values |= {f"policy.{name}": value for name, value in averaged.values.items()}
-        frozen = tuple(f"policy.{path}." for path in modules.policy.frozen_backbones())
         with torch.no_grad():
             for name, target in self._copy.state_dict().items():
-                if not name.startswith(frozen):
+                if modules.is_trained(name):
                     target.copy_(self.whole(values[name].detach()))
         yield self._copy.to(self.device)
         self._copy.to("cpu")

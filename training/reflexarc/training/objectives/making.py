@@ -8,6 +8,7 @@ import torch
 from reflexarc.contract.errors import ConfigError
 from reflexarc.data.dataset import DatasetEpisode
 from reflexarc.policy.interface import Policy, Task
+from reflexarc.policy.mobile_vla.model import MobileVLA
 from reflexarc.policy.statevla.token_layout import TokenLayout
 from reflexarc.policy.vjepa2_head.model import VJEPA2Head
 from reflexarc.training.config import Recipe
@@ -19,6 +20,8 @@ from reflexarc.training.objectives.action_chunk_config import ActionChunkConfig
 from reflexarc.training.objectives.flow_matching import FlowMatchingObjective
 from reflexarc.training.objectives.masked_jepa import MaskedJEPAObjective
 from reflexarc.training.objectives.temporal_jepa import TemporalJEPAObjective
+from reflexarc.training.objectives.velocity_chunk import VelocityChunkObjective
+from reflexarc.training.objectives.velocity_chunk_config import VelocityChunkConfig
 from reflexarc.training.samples import derived_seed
 
 
@@ -38,6 +41,8 @@ def make_objective(recipe: Recipe, policy: Policy, episode: DatasetEpisode) -> O
         return FlowMatchingObjective(config, gripper.index if gripper else None)
     if isinstance(config, ActionChunkConfig):
         return _action_chunk(config, policy)
+    if isinstance(config, VelocityChunkConfig):
+        return _velocity_chunk(config, policy)
     if isinstance(config, MaskedJEPAConfig):
         return _masked_jepa(config, recipe, policy)
     dimension = representation_dimension(policy, episode)
@@ -66,6 +71,15 @@ def _action_chunk(config: ActionChunkConfig, policy: Policy) -> Objective:
         gripper_index=action.gripper.index if action.gripper else None,
         classifies=policy.config.gripper == "bce",
     )
+
+
+def _velocity_chunk(config: VelocityChunkConfig, policy: Policy) -> Objective:
+    if not isinstance(policy, MobileVLA):
+        raise ConfigError(
+            f"objective.name velocity_chunk trains the family mobile_vla, not {policy.family}",
+            field="objective.name",
+        )
+    return VelocityChunkObjective(config)
 
 
 def _masked_jepa(config: MaskedJEPAConfig, recipe: Recipe, policy: Policy) -> Objective:
