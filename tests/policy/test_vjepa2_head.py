@@ -44,6 +44,10 @@ from .vjepa2_samples import (
     tiny_head_config,
 )
 
+KEYPOINTS = {
+    "keypoints": {"number": 4, "hidden": 8, "tokens": 2}, "state_octaves": 2,
+}  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -142,14 +146,17 @@ def predicted(policy: VJEPA2Head, task: Tensors, window: Tensors, valid: Tensor)
 
 @pytest.mark.parametrize("told", [{"goal": True}, {"goal": False, "language": True},
                                   {"goal": True, "language": True}])  # fmt: skip
-def test_every_stream_moves_the_actions(folder: Path, told: dict[str, bool]) -> None:
+@pytest.mark.parametrize("sight", [{}, KEYPOINTS], ids=["grid", "keypoints"])
+def test_every_stream_moves_the_actions(
+    folder: Path, told: dict[str, bool], sight: dict[str, Any]
+) -> None:
     contract = tiny_contract(cameras=2, **told)
-    policy = build(folder, contract)
+    policy = build(folder, contract, **sight)
     task, window, valid = inputs(contract)
     before = predicted(policy, task, window, valid)
     for camera in range(2):
         clip = window["clip"].clone()
-        clip[0, :, camera, 3] += 1
+        clip[0, :, camera, 3] = clip[0, :, camera, 3].roll(1, dims=-1)
         after = predicted(policy, task, {**window, "clip": clip}, valid)
         assert not torch.allclose(after[0], before[0], atol=1e-6)
         torch.testing.assert_close(after[1], before[1])
@@ -162,6 +169,26 @@ def test_every_stream_moves_the_actions(folder: Path, told: dict[str, bool]) -> 
         other = {**task, name: task[name].roll(1, dims=0)}
         assert not torch.allclose(predicted(policy, other, window, valid), before, atol=1e-6)
     assert set(task) == {name for name, shown in told.items() if shown}
+
+
+def test_the_goal_decides_what_the_cameras_keypoints_look_for(folder: Path) -> None:
+    contract = tiny_contract(cameras=2)
+    policy = build(folder, contract, **KEYPOINTS)
+    images = policy.context.keypoints
+    assert images is not None
+    task, window, _ = inputs(contract)
+    other = {"goal": task["goal"].roll(1, dims=0)}
+
+    def seen(rows: Tensors) -> Tensor:
+        with torch.no_grad():
+            *cameras, goal = images(policy.streams(rows, window), None)
+        assert [tuple(part.shape) for part in (*cameras, goal)] == [(2, 2, 32)] * 3
+        return torch.stack(cameras)
+
+    torch.testing.assert_close(seen(task), seen(other))  # nothing is preferred at first
+    assert images.video.film is not None
+    torch.nn.init.normal_(images.video.film.weight)
+    assert not torch.allclose(seen(task), seen(other), atol=1e-3)
 
 
 def test_where_a_token_lies_counts(folder: Path) -> None:
