@@ -29,7 +29,9 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     checkpoint: Annotated[
-        Path | None, typer.Option("--ckpt", "--checkpoint", help="Folder that training wrote.")
+        Path | None,
+        # What cannot be read is said by name, with the mend.
+        typer.Option("--ckpt", "--checkpoint", help="Folder that training wrote.", readable=False),
     ] = None,
     policy: Annotated[
         str | None,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import ssl
+from pathlib import Path
 
 from reflexarc.contract.errors import AuthenticationError, ConfigError
 
 API_KEY_VARIABLE = "REFLEXARC_API_KEY"
+API_KEY_FILE_VARIABLE = "REFLEXARC_API_KEY_FILE"  # a secret that an orchestrator mounts
 # websockets writes all headers to its debug log; this one never gets there.
 quiet_logger = logging.getLogger("reflexarc.client.websockets")
 quiet_logger.setLevel(logging.INFO)
@@ -18,11 +20,13 @@ def authorization(api_key: str | None = None) -> dict[str, str]:
     """The header that holds a key; none where there is no key.
 
     Args:
-        api_key: None takes that of the environment's ``REFLEXARC_API_KEY``, "" none at all.
+        api_key: None takes that of the environment's ``REFLEXARC_API_KEY``, or of the file that
+            ``REFLEXARC_API_KEY_FILE`` names; "" none at all.
 
-    Raises ConfigError for what no header can hold; the key itself is not shown.
+    Raises ConfigError for what no header can hold, and for a file that cannot be read or holds
+    no key; the key itself is not shown.
     """
-    key = os.environ.get(API_KEY_VARIABLE, "") if api_key is None else api_key
+    key = _of_environment() if api_key is None else api_key
     if not key:
         return {}
     if not (key.isascii() and key.isprintable()) or " " in key:
@@ -32,6 +36,24 @@ def authorization(api_key: str | None = None) -> dict[str, str]:
             field="api_key",
         )
     return {"Authorization": f"Bearer {key}"}
+
+
+def _of_environment() -> str:
+    key, file = os.environ.get(API_KEY_VARIABLE, ""), os.environ.get(API_KEY_FILE_VARIABLE, "")
+    if key or not file:
+        return key
+    try:
+        key = Path(file).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not ASCII text"
+        raise ConfigError(
+            f"{API_KEY_FILE_VARIABLE} {file}: {reason}; name a file with one API key that this "
+            "user can read",
+            field="api_key",
+        ) from None
+    if not key:
+        raise ConfigError(f"{API_KEY_FILE_VARIABLE} {file} holds no API key", field="api_key")
+    return key
 
 
 def refused(url: str, headers: dict[str, str]) -> AuthenticationError:

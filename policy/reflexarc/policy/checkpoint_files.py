@@ -55,8 +55,20 @@ def sha256(content: bytes) -> str:
 def resolve_checkpoint(path: Path) -> Path:
     """The checkpoint's folder: ``path`` itself, or where its ``best`` or ``last`` points.
 
-    Raises CheckpointError for anything that is not a checkpoint's folder.
+    Raises CheckpointError for anything that is not a checkpoint's folder, and for one that this
+    user may not read.
     """
+    try:
+        return _resolved(path)
+    except OSError as error:
+        who = f"user {os.getuid()}" if hasattr(os, "getuid") else "this user"
+        raise CheckpointError(
+            f"{path} cannot be read by {who}: {error.strerror} ({error.filename}); give it to that "
+            "user, or let everybody read it: chmod -R a+rX"
+        ) from error
+
+
+def _resolved(path: Path) -> Path:
     if path.is_file():
         raise CheckpointError(
             f"{path} is a file; a checkpoint is the folder that holds {MANIFEST_FILE}. "
@@ -108,7 +120,9 @@ def read_manifest(directory: Path) -> tuple[Manifest, str]:
         content = path.read_bytes()
         fields = json.loads(content)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(
+            f"{path} cannot be read: {error.strerror}; let this user read it: chmod -R a+rX"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}; copy the folder again") from error
     version = fields.get("format_version") if isinstance(fields, dict) else None
@@ -138,6 +152,10 @@ def _read_file(directory: Path, name: str, entry: FileEntry) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
+        if isinstance(error, PermissionError):
+            raise CheckpointError(
+                f"{path} cannot be read: {error.strerror}; let this user read it: chmod -R a+rX"
+            ) from error
         raise CheckpointError(
             f"the checkpoint lacks {name} ({error.strerror}): {path}; copy the whole folder again"
         ) from error

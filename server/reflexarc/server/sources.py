@@ -62,15 +62,20 @@ def checkpoint_source(
             name, for a family that this process does not know by itself.
         search: a directory whose modules ``policy`` may name, beside installed ones.
 
-    Raises CheckpointError, or ConfigError where class and checkpoint do not belong together.
+    Raises CheckpointError, DoesNotFitError where memory is short, or ConfigError where class and
+    checkpoint do not belong together.
     """
+    from reflexarc.policy.checkpoint_files import resolve_checkpoint
     from reflexarc.policy.decisions import check_mode
     from reflexarc.policy.devices import resolve_device
     from reflexarc.server.loading import CheckpointPolicy, verify_checkpoint
+    from reflexarc.server.memory import check_fits
 
     family = None if policy is None else _register_family(policy, search)
-    contract = verify_checkpoint(directory, family)
+    folder = resolve_checkpoint(directory)
     resolved = str(resolve_device(device))
+    check_fits(folder, resolved)  # before its files are read to compare their hashes
+    contract = verify_checkpoint(directory, family)
     mode = check_mode(compile_mode, resolved)
     return PolicySource(
         str(directory),

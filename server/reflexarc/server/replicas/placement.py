@@ -23,11 +23,9 @@ class _Place:
 class Placement:
     """Sessions on replicas: sticky, and spread so that no replica has more than its share.
 
-    Rendezvous hashing with bounded loads: a new session goes to the replica that its name hashes
-    to, passing over those that hold their share of the active sessions already. Then it stays,
-    until its replica is gone, or until it may move and its replica holds more than its share
-    (because others were added). Several ingresses thus mostly agree without talking, and where
-    they do not, a client is asked for its whole window once more.
+    A new session goes to the replica with the fewest active ones. Then it stays, until its
+    replica is gone, or until it may move and its replica holds more than its share (because
+    others were added, or sessions elsewhere ended).
 
     Args:
         clock: in seconds.
@@ -69,9 +67,8 @@ class Placement:
 
     def _new(self, session: str, replicas: Sequence[str], now: float) -> str:
         load = self._load(replicas, now)
-        share = math.ceil((sum(load.values()) + 1) / len(replicas))
-        free = [replica for replica in replicas if load[replica] < share]
-        return max(free, key=lambda replica: _weight(session, replica))
+        # Among equals by hash, so that several ingresses do not all begin with the same one.
+        return min(replicas, key=lambda replica: (load[replica], _hash(session, replica)))
 
     def _is_crowded(self, replica: str, replicas: Sequence[str], now: float) -> bool:
         load = self._load(replicas, now)
@@ -91,5 +88,5 @@ class Placement:
             self._places.popitem(last=False)
 
 
-def _weight(session: str, replica: str) -> bytes:
+def _hash(session: str, replica: str) -> bytes:
     return hashlib.blake2b(f"{session}\0{replica}".encode(errors="surrogatepass")).digest()
