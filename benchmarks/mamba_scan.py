@@ -27,6 +27,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import patch
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does; before torch
+
 import torch
 from common import describe_machine, write_json
 from torch import Tensor, nn

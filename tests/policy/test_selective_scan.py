@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -19,6 +23,7 @@ from reflexarc.policy.layers.selective_scan import (
     blocked,
     causal_convolution,
     selective_scan,
+    tasks,
 )
 from reflexarc.policy.layers.selective_scan.choice import make
 
@@ -155,6 +160,66 @@ def test_the_same_bits_on_any_number_of_threads(backend: Backend) -> None:
         if backend.name == "native":
             assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
         assert torch.equal(found[0][0], others[0])
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize(
+    ("batch", "channels", "state"), [(1, 150, 16), (3, 40, 8), (2, 17, 3), (1, 512, 16)]
+)
+def test_the_blocked_scan_is_the_same_however_its_work_is_cut(
+    batch: int, channels: int, state: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each thread takes rows or channels of its own, in blocks of other sizes."""
+    backend = make("blocked")
+    inputs = scan_inputs(batch, 75, channels, state)
+
+    def found() -> list[Tensor]:
+        y = selective_scan(*inputs, softplus=True, backend=backend)
+        with torch.inference_mode():
+            detached = [tensor.detach() for tensor in inputs]
+            without = selective_scan(*detached, softplus=True, backend=backend)
+        assert torch.equal(y, without)
+        return [y.detach(), *gradients(y, inputs)]
+
+    torch.set_num_threads(1)
+    alone = found()
+    monkeypatch.setattr(blocked, "CPU_TASK_VALUES", 1)
+    for number in (2, 3, 5):
+        torch.set_num_threads(number)
+        assert torch.equal(found()[0], alone[0])
+
+
+def test_an_error_on_one_thread_is_the_callers() -> None:
+    done: list[int] = []
+
+    def fail() -> None:
+        raise ValueError("of one thread")
+
+    with pytest.raises(ValueError, match="of one thread"):
+        tasks.run([lambda: done.append(0), fail])
+    assert done == [0]
+    with pytest.raises(ValueError, match="of one thread"):
+        tasks.run([fail, lambda: time.sleep(0.1)])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    """A data loader's worker inherits the pool of its parent, but none of its threads."""
+    tasks.run([lambda: None] * 3)
+    process = os.fork()
+    if process == 0:
+        done: list[int] = []
+        tasks.run([partial(done.append, number) for number in range(3)])
+        os._exit(0 if sorted(done) == [0, 1, 2] else 1)
+    for _ in range(300):
+        finished, status = os.waitpid(process, os.WNOHANG)
+        if finished:
+            assert os.waitstatus_to_exitcode(status) == 0
+            return
+        time.sleep(0.1)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    pytest.fail("the forked process waits for threads that it does not have")
 
 
 def test_strided_inputs_are_accepted(backend: Backend) -> None:
