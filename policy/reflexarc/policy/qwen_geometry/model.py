@@ -164,6 +164,7 @@ class QwenGeometry(Policy):
 
     def velocity(self, context: Tensors, x_t: Tensor, t: Tensor) -> Tensor:
         """Velocity ``(B, H, D)`` at ``x_t (B, H, D)`` and ``t (B,)``, t = 1 being noise."""
+        self._check_horizon(x_t)
         velocity: Tensor = self.head(context, x_t, t)
         return velocity
 
@@ -178,6 +179,7 @@ class QwenGeometry(Policy):
     ) -> Tensor:
         if noise is None:
             raise ConfigError(f"QwenGeometry samples from noise (B, {self.sampling.noise_shape})")
+        self._check_horizon(noise)
         start = noise * self.config.noise_scale
         chunk = self.head.sample(context, start, steps, prefix, guide).float()
         gripper = self.contract.action.gripper
@@ -186,6 +188,15 @@ class QwenGeometry(Policy):
         command = torch.where(chunk[..., gripper.index] > 0, CLOSED, OPEN)
         before, after = chunk[..., : gripper.index], chunk[..., gripper.index + 1 :]
         return torch.cat([before, command.unsqueeze(-1), after], dim=-1)
+
+    def _check_horizon(self, actions: Tensor) -> None:
+        horizon = self.contract.action.horizon
+        if actions.shape[1] != horizon:
+            raise ConfigError(
+                f"this policy has chunks of {horizon} steps, got {actions.shape[1]}; data, noise "
+                "and head must have one horizon (contract.horizon)",
+                field="contract.horizon",
+            )
 
     def _stored(self) -> set[str]:
         if self.config.stored_geometry == "every":
