@@ -17,7 +17,7 @@ import numpy as np
 
 from reflexarc.contract import Observation
 
-FOLDER = Path(__file__).parent
+ROOT = Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-c", "from reflexarc.cli.main import serve_policy; serve_policy()")
 INSTRUCTION = "pick up the alphabet soup"
 
@@ -64,7 +64,7 @@ def serving(folder: Path, *options: str) -> Iterator[ReplicaServer]:
             stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
-            cwd=FOLDER,
+            cwd=ROOT,
             env=environment(),
         )
         try:
@@ -86,7 +86,7 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         timeout=240,
-        cwd=FOLDER,
+        cwd=ROOT,
         env=environment(),
         check=False,
     )

@@ -19,8 +19,6 @@ def prepare_environment() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Workers take this process' environment as it is; no other one is built for them.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    # Of a cluster that is started here, on a busy machine.
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
 
 
 def check_address(address: str) -> None:

@@ -18,6 +18,7 @@ from reflexarc.contract.errors import DoesNotFitError, SimulatorError
 from reflexarc.eval.results import EpisodeKey, EpisodeResult
 from reflexarc.eval.runner import EpisodeRunner, RunPlan
 from reflexarc.eval.workers import Report, run_with_workers
+from reflexarc.eval.worlds import world_of
 
 CPUS_OF_WORKER = 1
 MEMORY_OF_WORKER = 2 * 2**30  # bytes, as Ray counts them: so that a machine takes what it holds
@@ -140,11 +141,10 @@ class _RayWorker:
 
 
 def _at_home_here(plan: RunPlan, folder: Path) -> RunPlan:
-    """The plan with this machine's paths. Raises SimulatorError where its LIBERO differs."""
-    from reflexarc.eval.libero.suites import select_tasks
-
+    """The plan with this machine's paths. Raises SimulatorError where its tasks differ."""
     settings = plan.settings
-    here = {task.index: task for task in select_tasks(settings.suite, settings.tasks)}
+    tasks = world_of(settings.suite).select_tasks(settings.suite, settings.tasks)
+    here = {task.index: task for task in tasks}
     for index, task in plan.tasks.items():
         if (here[index].name, here[index].instruction) != (task.name, task.instruction):
             raise SimulatorError(

@@ -7,7 +7,9 @@ from typing import Any
 
 from reflexarc.contract.cluster_address import check_address, prepare_environment, unavailable
 
+logger = logging.getLogger(__name__)
 LOCAL = "local"
+_STARTS = 3
 
 
 def connect(
@@ -34,11 +36,18 @@ def connect(
             "object_store_memory": object_store_mb * 2**20,
             "include_dashboard": False,
         }
-    try:
-        ray.init(address=address or LOCAL, **options)
-    except Exception as error:  # of many kinds, a plain Exception among them
-        raise unavailable(address, error) from error
-    return ray
+    # Ray gives a node half a minute to start, which a busy machine may need more than once.
+    tries = _STARTS if address is None else 1
+    while True:
+        tries -= 1
+        try:
+            ray.init(address=address or LOCAL, **options)
+            return ray
+        except Exception as error:  # of many kinds, a plain Exception among them
+            if not tries:
+                raise unavailable(address, error) from error
+            logger.warning("Ray could not be started, trying again: %s", error)
+            ray.shutdown()
 
 
 def resources(ray: Any) -> tuple[float, float]:
