@@ -40,6 +40,7 @@ from reflexarc.training.samples import (
     sample_weights,
     split_episodes,
 )
+from reflexarc.training.scans import SCAN, scan_of
 from reflexarc.training.starting_weights import check_fits, load_start, origin_of
 
 
@@ -178,6 +179,11 @@ class Preparation:
             table = replace(table, task_row=self.goals.task_rows(episodes))
         return replace(table, weight=self.sample_weights(episodes))
 
+    @cached_property
+    def scan(self) -> str | None:
+        """Which scan the policy's Mamba layers use; None where it has none."""
+        return scan_of(self.policy, self.policy.device)
+
     def provenance(self) -> dict[str, Any]:
         """What a checkpoint says about its origin, beside position and metrics."""
         return {
@@ -200,6 +206,7 @@ class Preparation:
                 "held_out_episodes": len(self.held_out_episodes),
             },
             **({} if self.goals is None else {"goals": self.goals.names()}),
+            **({} if self.scan is None else {SCAN: self.scan}),
             "versions": {
                 "python": platform.python_version(),
                 **{name: version(name) for name in ("reflexarc", "torch", "numpy", "safetensors")},

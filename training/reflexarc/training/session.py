@@ -25,6 +25,7 @@ from reflexarc.training.preparation import Preparation, prepare
 from reflexarc.training.recipe_files import load_recipe, recipe_differences, recipe_to_yaml
 from reflexarc.training.reporting import Reporters, open_reporters, told_in_log
 from reflexarc.training.run_folder import RunFolder, write_text
+from reflexarc.training.scans import other_scan
 from reflexarc.training.starting_weights import check_stage, open_start, required_start
 from reflexarc.training.trainer import Trainer
 
@@ -187,6 +188,10 @@ def execute(
     ) as reporter:
         if resumed:
             log(f"resuming at step {at}")
+            last = run.pointed("last")
+            changed = None if last is None else other_scan(last, preparation.scan)
+            if changed is not None:
+                log(changed)
         with (
             told_in_log(reporter, preparation.recipe.name, at, trainer.total_steps),
             naming_a_lost_process(engine),

@@ -103,6 +103,8 @@ class KeypointTokens(nn.Module):
         looked_at = torch.nn.functional.silu(normed @ self.features + self.position)
         if condition is not None and self.film is not None:
             scale, shift = self.film(condition).view(batch, cameras, 1, 2, -1).unbind(3)
+            # The shift is the same for all patches, so the softmax cancels it: this half of
+            # ``film`` learns nothing. It stays, because checkpoints hold its weights.
             looked_at = looked_at * (1 + scale) + shift
         attention = (looked_at @ self.scores).softmax(dim=2).transpose(2, 3)  # (B, V, M, P)
         # Places and features have different sizes: both near one, so that neither is drowned.

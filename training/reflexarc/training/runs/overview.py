@@ -29,7 +29,9 @@ class RunOverview:
         path, name: the folder; the recipe's name, with its stage.
         state: ``running`` while a process holds the lock; ``died`` when it was killed or failed.
         reason: why it failed, where it could say so.
-        step, total_steps, epoch, loss, samples_per_second: of the last line of metrics.
+        step, epoch: of the last line of metrics, or of the last checkpoint where that is later, as
+            of a run that was stopped between two lines.
+        total_steps, loss, samples_per_second: of the last line of metrics.
         best_metric, best_value, best_step: of held-out episodes.
         seconds_since: since something was last written of it.
     """
@@ -81,7 +83,11 @@ def read_overview(folder: Path) -> RunOverview:
     recipe = _recipe(run)
     state, reason = state_of(run)
     line = _last_training_line(run.metrics)
-    step, epoch = line.get("step"), line.get("epoch")
+    logged, epoch = line.get("step"), line.get("epoch")
+    total_steps = _total_steps(recipe, logged, epoch)
+    step = max(logged or 0, _saved_step(run)) or None
+    if epoch and logged and step:
+        epoch *= step / logged
     best = _best(run)
     return RunOverview(
         path=folder,
@@ -89,7 +95,7 @@ def read_overview(folder: Path) -> RunOverview:
         state=state,
         reason=reason,
         step=step,
-        total_steps=_total_steps(recipe, step, epoch),
+        total_steps=total_steps,
         epoch=epoch,
         loss=line.get("total"),
         samples_per_second=line.get("samples_per_second"),
@@ -166,6 +172,16 @@ def _last_training_line(metrics: Path) -> Mapping[str, Any]:
         if isinstance(values, dict) and values.get("kind") == "train":
             return values
     return {}
+
+
+def _saved_step(run: RunFolder) -> int:
+    """Of the checkpoint that ``last`` names; 0 where there is none."""
+    try:
+        last = run.pointed("last")
+    except (ConfigError, OSError, ValueError):
+        return 0
+    digits = "" if last is None else last.name.removeprefix("step_")
+    return int(digits) if digits.isdecimal() else 0
 
 
 def _best(run: RunFolder) -> Mapping[str, Any]:
