@@ -20,12 +20,14 @@ class SourceConfig(RecipeModel):
     """One part of a mixture: a LeRobot folder, or LIBERO's files.
 
     ``weight`` is how often an epoch sees each of its samples: 2 twice, 0.5 half of them now and
-    the others in the next epoch. ``state``, ``action`` and ``cameras`` take the place of those of
-    ``data``.
+    the others in the next epoch. ``episodes`` is how many there must be: a folder with another
+    number is another dataset, and refused. ``state``, ``action`` and ``cameras`` take the place of
+    those of ``data``.
     """
 
     path: Path
     weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    episodes: Positive | None = None
     state: Names = None
     action: Names = None
     cameras: Names = None

@@ -193,7 +193,18 @@ def _open_folder(
         meaning=meaning,
         tolerance=config.timestamp_tolerance,
     )
-    return names.open(source.path, cameras, frame_stride=config.frame_stride, weight=source.weight)
+    dataset = names.open(
+        source.path, cameras, frame_stride=config.frame_stride, weight=source.weight
+    )
+    found = len(dataset.episodes)
+    if source.episodes is not None and found != source.episodes:
+        raise DatasetError(
+            f"{source.path} holds {found} episodes, the recipe says {source.episodes}: it is "
+            "another dataset, or part of it is missing; copy it whole, or set what there is in "
+            "data.sources",
+            field="data.sources",
+        )
+    return dataset
 
 
 def _check_cameras(recipe: Recipe, dataset: EpisodeDataset) -> None:
