@@ -13,8 +13,8 @@ from reflexarc.contract.errors import ConfigError
 from reflexarc.policy.backbones.vision import build_vision_backbone
 from reflexarc.policy.interface import FrozenBackbone, Tensors
 from reflexarc.policy.language import LanguageEmbeddings
-from reflexarc.policy.layers.keypoints import KeypointTokens
 from reflexarc.policy.mobile_vla.config import CompactConfig, Kosmos2Config
+from reflexarc.policy.mobile_vla.queries import InstructionQueries
 
 
 class MobileBackbone(nn.Module, ABC):
@@ -75,45 +75,40 @@ class CompactBackbone(MobileBackbone):
                 f"{self.vision.identity.name}",
                 field="contract.image_size",
             )
-        self.instruction = nn.Sequential(
-            nn.Linear(config.language_dimension, config.width), nn.SiLU(),
-            nn.Linear(config.width, config.width),
-        )  # fmt: skip
-        self.keypoints = KeypointTokens(
-            config.width,
-            cameras=1,
-            grid=grid,
+        self.queries = InstructionQueries(
+            config.queries,
+            language=config.language_dimension,
             channels=self.vision.channels,
-            keypoints=config.keypoints.number,
-            hidden=config.keypoints.hidden,
-            tokens=config.keypoints.tokens,
+            grid=grid,
         )
-        tokens = config.keypoints.tokens
         self.feature = nn.Sequential(
-            nn.LayerNorm((tokens + 1) * config.width),
-            nn.Linear((tokens + 1) * config.width, config.width),
-            nn.SiLU(),
-            nn.Linear(config.width, config.width),
-        )
+            nn.Linear(self.queries.width, config.width), nn.SiLU(),
+            nn.Linear(config.width, config.width), nn.LayerNorm(config.width),
+        )  # fmt: skip
 
     @property
     def identities(self) -> Mapping[str, FrozenBackbone]:
         return {"vision": self.vision.identity}
 
     def embed_instructions(self, instructions: Sequence[str | None]) -> Tensors:
-        """``{"language": float32 (N, E)}``."""
+        """``{"language": float32 (N, E)}``: what distinguishes each from the other instructions.
+
+        Sentences that differ in one noun have nearly the same embedding: their mean is left out,
+        and what remains brought to a deviation of 1.
+        """
         assert self.language is not None
-        return {"language": self.language.lookup(instructions)}
+        known = self.language.vectors
+        centre = known.mean(0) if len(known) > 1 else torch.zeros(self.language.dimension)
+        size = (known - centre).square().mean().sqrt().clamp_min(1e-6)
+        return {"language": (self.language.lookup(instructions) - centre) / size}
 
     def image_rows(self, images: Tensor) -> Tensor:
         rows: Tensor = self.vision(images)
         return rows
 
     def action_features(self, images: Tensor, instructions: Tensors) -> Tensor:
-        told = self.instruction(instructions["language"].float())
-        tokens = self.keypoints(images.float().unsqueeze(1), told)
-        seen = torch.cat([tokens.flatten(1), told], dim=1)
-        feature: Tensor = self.feature(seen)
+        found = self.queries(images.float(), instructions["language"].float())
+        feature: Tensor = self.feature(found)
         return feature
 
 

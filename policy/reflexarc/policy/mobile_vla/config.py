@@ -8,7 +8,6 @@ from pydantic import Discriminator, Field, field_validator
 
 from reflexarc.policy.backbones.vision import VisionBackboneConfig
 from reflexarc.policy.interface import PolicyConfig
-from reflexarc.policy.layers.keypoints import KeypointsConfig
 
 TEXT_PROJECTIONS = r"text\.model\.layers\.\d+\..*\.(q_proj|k_proj|v_proj|out_proj)"
 """The attention of Kosmos-2's text model. The vision tower has projections of these names too."""
@@ -49,20 +48,36 @@ class Kosmos2Config(PolicyConfig):
     max_text_tokens: int = Field(default=256, ge=1, le=1024)
 
 
+class QueriesConfig(PolicyConfig):
+    """Of :class:`reflexarc.policy.mobile_vla.queries.InstructionQueries`.
+
+    Attributes:
+        number: of queries, each with a place and a value of its own.
+        key_width: of queries and keys.
+        hidden: of the perceptron that makes a patch's key.
+        values: channels of a value.
+    """
+
+    number: int = Field(default=16, ge=1)
+    key_width: int = Field(default=32, ge=1)
+    hidden: int = Field(default=64, ge=1)
+    values: int = Field(default=16, ge=1)
+
+
 class CompactConfig(PolicyConfig):
-    """For a CPU and without the hub: a frozen vision encoder, and keypoints that the instruction
-    steers.
+    """For a CPU and without the hub: a frozen vision encoder, and queries that the instruction
+    makes.
 
     Attributes:
         vision: the frozen encoder.
-        keypoints: what is looked for in its patches.
+        queries: what is looked for in its patches.
         width: of a frame's feature.
         language_dimension: of an instruction's embedding.
     """
 
     name: Literal["compact"] = "compact"
     vision: VisionBackboneConfig = VisionBackboneConfig(pool=1)
-    keypoints: KeypointsConfig = KeypointsConfig()
+    queries: QueriesConfig = QueriesConfig()
     width: int = Field(default=256, ge=8)
     language_dimension: int = Field(default=384, ge=1)
 
@@ -82,6 +97,8 @@ class MobileVLAConfig(PolicyConfig):
         lstm_layers, lstm_hidden: of the LSTM over the window.
         head_hidden: widths of the perceptron that makes velocities of its outputs.
         dropout: between the LSTM's layers, while training.
+        head_sees_frame: whether the perceptron sees each frame's feature beside the LSTM's output,
+            so that a backbone that starts from random weights learns before the LSTM does.
     """
 
     backbone: Annotated[Kosmos2Config | CompactConfig, Discriminator("name")] = Kosmos2Config()
@@ -89,3 +106,4 @@ class MobileVLAConfig(PolicyConfig):
     lstm_hidden: int = Field(default=1024, ge=1)
     head_hidden: tuple[int, ...] = (1024, 512)
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    head_sees_frame: bool = False

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from reflexarc.contract import PolicyContract
@@ -29,6 +30,7 @@ from reflexarc.policy.language import LanguageEmbeddings
 from reflexarc.policy.mobile_vla.backbone import build_backbone
 from reflexarc.policy.mobile_vla.config import CompactConfig, MobileVLAConfig
 
+_CELL_GAIN = 2.0
 ADAPTERS = ("lora_", "action_token")
 """Parts of names of what is trained inside the frozen backbone."""
 
@@ -59,8 +61,10 @@ class MobileVLA(Policy):
             batch_first=True,
             dropout=config.dropout if layers > 1 else 0.0,
         )
+        _keep_signal(self.lstm)
+        beside = self.backbone.width if config.head_sees_frame else 0
         self.head = _perceptron(
-            (config.lstm_hidden, *config.head_hidden),
+            (config.lstm_hidden + beside, *config.head_hidden),
             contract.action.horizon * contract.action.dimension,
         )
 
@@ -124,11 +128,14 @@ class MobileVLA(Policy):
         return {"feature": self.backbone.action_features(rows["image"], task)}
 
     def encode(self, task: Tensors, window: Tensors, valid: Tensor) -> Tensors:
-        """``{"hidden": (B, F, lstm_hidden)}``, from either kind of rows.
+        """``{"hidden": (B, F, W)}``, what the perceptron sees, from either kind of rows.
 
         Before an episode's first frame that frame is repeated, in training as in serving.
         """
-        hidden, _ = self.lstm(self._features(task, window))
+        features = self._features(task, window)
+        hidden, _ = self.lstm(features)
+        if self.config.head_sees_frame:
+            hidden = torch.cat([hidden, features], dim=-1)
         return {"hidden": hidden}
 
     def predict(self, context: Tensors) -> Tensor:
@@ -159,6 +166,23 @@ class MobileVLA(Policy):
         told = {name: rows.repeat_interleave(length, 0) for name, rows in task.items()}
         features = self.backbone.action_features(images.flatten(0, 1), told)
         return features.view(batch, length, -1)
+
+
+@torch.no_grad()
+def _keep_signal(lstm: nn.LSTM) -> None:
+    """Begin with gates that let the input through, so that all layers learn from the first step.
+
+    As torch begins them, a layer's output is about a fifth as large as its input: of four layers
+    nothing comes out, nor does a gradient come back.
+    """
+    for layer in range(lstm.num_layers):
+        weight: Tensor = getattr(lstm, f"weight_ih_l{layer}")
+        # Rows are the input, forget, cell and output gates.
+        cell = weight[2 * lstm.hidden_size : 3 * lstm.hidden_size]
+        nn.init.orthogonal_(cell, gain=_CELL_GAIN)
+        bias: Tensor = getattr(lstm, f"bias_ih_l{layer}")
+        for gate in (0, 3):  # open: input and output
+            bias[gate * lstm.hidden_size : (gate + 1) * lstm.hidden_size] += 1.0
 
 
 def _perceptron(widths: Sequence[int], outputs: int) -> nn.Sequential:
