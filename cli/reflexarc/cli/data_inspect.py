@@ -24,7 +24,10 @@ ALIGNMENTS = ("before_action", "after_action")
 @data_app.command()
 def inspect(
     paths: Annotated[
-        list[Path], typer.Argument(help="HDF5 files or folders of them; LeRobot folders.")
+        list[Path],
+        typer.Argument(
+            help="HDF5 files or folders of them; LeRobot folders; a mobile robot's *.h5."
+        ),
     ],
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write the report to this file.")
@@ -54,7 +57,14 @@ def inspect(
 
     from reflexarc.data.inspection import count_demos, inspect_libero
     from reflexarc.data.lerobot.dataset import is_lerobot
+    from reflexarc.data.mobile.dataset import is_mobile
 
+    mobile = [path for path in paths if not is_lerobot(path) and is_mobile(path)]
+    if mobile:
+        if len(mobile) < len(paths):
+            raise ConfigError("inspect a mobile robot's episodes in a command of their own")
+        _inspect_mobile(paths, json_file, images, contact_sheet, write_contract)
+        return
     folders = [path for path in paths if is_lerobot(path)]
     if folders and len(folders) < len(paths):
         raise ConfigError("inspect LeRobot folders and LIBERO's files in a command each")
@@ -112,6 +122,29 @@ def _inspect_folders(
     _refuse_problems([problem for report in reports for problem in report.problems])
     if dataset is not None:
         _write_extras(dataset, folders, contact_sheet, write_contract)
+
+
+def _inspect_mobile(
+    paths: list[Path],
+    json_file: Path | None,
+    images: bool,
+    contact_sheet: Path | None,
+    write_contract: Path | None,
+) -> None:
+    from rich.console import Console
+
+    from reflexarc.cli.data_inspect_mobile import print_report, read_report
+    from reflexarc.data.mobile.dataset import open_mobile
+
+    report = read_report(paths, images=images)
+    print_report(report, Console())
+    if json_file is not None:
+        _write_json(report.to_json(), json_file)
+    _refuse_problems(report.problems)
+    if contact_sheet is not None or write_contract is not None:
+        rate = None if report.control_hz else 1.0  # of pictures and names alone
+        dataset = open_mobile(paths, control_hz=rate, fallback_instruction="(none)")
+        _write_extras(dataset, paths, contact_sheet, write_contract)
 
 
 def _write_extras(
