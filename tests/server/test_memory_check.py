@@ -85,6 +85,18 @@ def test_a_checkpoint_closed_to_this_user_is_named(tmp_path: Path, closed: str) 
     assert "Traceback" not in finished.stderr
 
 
+@pytest.mark.parametrize("option", ["--api-keys-file", "--tls-certificate"])
+def test_a_secret_closed_to_this_user_is_named(tmp_path: Path, option: str) -> None:
+    file = tmp_path / "secret"
+    file.write_text("a-key-of-sixteen-characters\n")
+    file.chmod(0)
+    finished = serve(DEMO, option, str(file))
+    assert finished.returncode == 2
+    assert f"error [config]: {option} {file}" in finished.stderr
+    assert "ermission denied" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
 def test_a_key_is_read_from_the_file_that_the_environment_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

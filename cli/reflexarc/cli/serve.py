@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 def serve(
     checkpoint: Annotated[
         Path | None,
-        # What cannot be read is said by name, with the mend.
+        # readable=False, here and below: what cannot be read is said by name, with the mend.
         typer.Option("--ckpt", "--checkpoint", help="Folder that training wrote.", readable=False),
     ] = None,
     policy: Annotated[
@@ -43,12 +43,15 @@ def serve(
     ] = None,
     policy_config: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="JSON or YAML: keyword arguments of your class."),
+        typer.Option(
+            metavar="FILE", readable=False, help="JSON or YAML: keyword arguments of your class."
+        ),
     ] = None,
     contract: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
+            readable=False,
             help="Contract of random and zero: a checkpoint's policy.json, or what GET "
             "/v1/contract answers; LIBERO's without it.",
         ),
@@ -84,6 +87,12 @@ def serve(
             "of two. auto takes them on CUDA where the family can.",
         ),
     ] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="Of a checkpoint: fp32, or bf16 where the family computes in it: half the memory."
+        ),
+    ] = "fp32",
     threads: Annotated[
         int | None,
         typer.Option(help="CPU threads of torch; all cores of this process by default.", min=1),
@@ -118,17 +127,22 @@ def serve(
         Path | None,
         typer.Option(
             metavar="FILE",
+            readable=False,
             help="API keys of which clients have to send one, one a line; also from the "
             "environment's REFLEXARC_API_KEYS, comma separated.",
         ),
     ] = None,
     tls_certificate: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="PEM; the port then speaks wss:// and https://."),
+        typer.Option(
+            metavar="FILE", readable=False, help="PEM; the port then speaks wss:// and https://."
+        ),
     ] = None,
     tls_key: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="PEM, where the certificate's file has it not."),
+        typer.Option(
+            metavar="FILE", readable=False, help="PEM, where the certificate's file has it not."
+        ),
     ] = None,
     max_connections: Annotated[
         int, typer.Option(help="At once, websockets and HTTP together.", min=1)
@@ -183,13 +197,14 @@ def serve(
             ReplicaSource(
                 absolute(checkpoint), policy, Path.cwd(), absolute(policy_config),
                 absolute(contract), device, denoising_steps, max_batch, compile_mode, threads,
+                precision,
             ),
             replicas, ray, gpus_per_replica, app_name,
         )  # fmt: skip
     elif checkpoint is not None:
         source = _checkpoint(
             checkpoint, policy, policy_config, contract, device, denoising_steps, max_batch,
-            compile_mode, threads,
+            compile_mode, threads, precision,
         )  # fmt: skip
     else:
         source = _without_checkpoint(policy, policy_config, contract, device, denoising_steps)
@@ -256,6 +271,7 @@ def _checkpoint(
     max_batch: int | None,
     compile_mode: str,
     threads: int | None,
+    precision: str,
 ) -> PolicySource:
     for option, given in (("--policy-config", policy_config), ("--contract", contract)):
         if given is not None:
@@ -275,6 +291,7 @@ def _checkpoint(
         denoising_steps=denoising_steps,
         max_batch=max_batch,
         compile_mode=compile_mode,
+        precision=precision,
     )
 
 
