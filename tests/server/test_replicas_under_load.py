@@ -176,7 +176,7 @@ def test_a_replica_that_cannot_be_built_ends_the_command_with_its_reason(tmp_pat
     config.write_text('{"seconds": 1}')
     finished = run(*WHO, "--policy-config", str(config), "--replicas", "1", "--port", "0")
     assert finished.returncode == 2, finished.stderr
-    assert "error [inference_failed]: no replica could be started" in finished.stderr
+    assert "error [config]: no replica could be started" in finished.stderr
     assert "seconds" in finished.stderr
 
 

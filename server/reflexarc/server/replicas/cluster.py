@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
+from reflexarc.contract import errors
 from reflexarc.contract.errors import (
     ClusterUnavailableError,
     ConfigError,
@@ -144,8 +146,7 @@ class ReplicaCluster:
         try:
             return serve.run(self._application(), name=self._settings.name, route_prefix=None)
         except RuntimeError as error:
-            said = self._why_not(serve) or str(error)
-            raise InferenceError(f"no replica could be started: {said}") from error
+            raise _named(self._why_not(serve) or str(error)) from error
 
     def _application(self) -> Any:
         from ray import serve
@@ -206,3 +207,14 @@ class ReplicaCluster:
                 "'ray status' and at the machines' ports"
             ) from error
         return described
+
+
+def _named(said: str) -> ReflexarcError:
+    """What a replica said when it could not be built, as the error that it was."""
+    found = re.search(r"reflexarc\.contract\.errors\.(\w+): (.*)", said)
+    kind = getattr(errors, found[1], None) if found else None
+    message = f"no replica could be started: {found[2] if found and kind else said}"
+    if kind is None or kind is errors.MissingExtraError or not issubclass(kind, ReflexarcError):
+        return InferenceError(message)
+    error: ReflexarcError = kind(message)
+    return error
