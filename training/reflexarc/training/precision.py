@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from reflexarc.contract.errors import ConfigError
 from reflexarc.training.errors import TrainingDivergedError
 
+PrecisionName: TypeAlias = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _SMALLEST_SCALE = 2.0**-14
 
@@ -21,7 +22,7 @@ class Precision:
     A step whose scaled gradients overflow changes no weights and lowers the factor.
     """
 
-    def __init__(self, name: Literal["fp32", "bf16", "fp16"], device: torch.device) -> None:
+    def __init__(self, name: PrecisionName, device: torch.device) -> None:
         self._device_type = device.type
         self._dtype = _DTYPES.get(name)
         self.scaler = torch.amp.GradScaler(device.type) if name == "fp16" else None
@@ -82,6 +83,16 @@ class Precision:
     def load_state(self, state: dict[str, Any] | None) -> None:
         if self.scaler is not None and state:
             self.scaler.load_state_dict(state)
+
+
+def precision_on(name: PrecisionName, device: torch.device) -> tuple[PrecisionName, str | None]:
+    """What a recipe's precision becomes on a device, and what a person should know of it.
+
+    Autocast on MPS has gaps and no loss scaling: there a run computes in single precision.
+    """
+    if device.type != "mps" or name == "fp32":
+        return name, None
+    return "fp32", f"training.precision is {name}; on MPS this run computes in fp32"
 
 
 def check_precision(name: str, device: torch.device) -> None:

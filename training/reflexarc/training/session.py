@@ -20,7 +20,7 @@ from reflexarc.training.distributed.processes import naming_a_lost_process
 from reflexarc.training.estimate import Estimate, check_disk, estimate
 from reflexarc.training.feature_store.holding import hold_features
 from reflexarc.training.outcome import Outcome, summary_of
-from reflexarc.training.precision import check_precision
+from reflexarc.training.precision import check_precision, precision_on
 from reflexarc.training.preparation import Preparation, prepare
 from reflexarc.training.recipe_files import load_recipe, recipe_differences, recipe_to_yaml
 from reflexarc.training.reporting import Reporters, open_reporters, told_in_log
@@ -58,13 +58,18 @@ def plan(
     it they are random: enough for a plan, and for a run that has checkpoints of its own.
     ``engine``, ``world`` and ``timed`` are for the estimate, see there.
     """
-    check_precision(recipe.training.precision, device)
+    precision, notice = precision_on(recipe.training.precision, device)
+    loop = recipe.training.model_copy(update={"precision": precision})
+    recipe = recipe.model_copy(update={"training": loop})
+    check_precision(precision, device)
     cache = feature_cache or output.absolute().parent / "feature_cache"
     start = None
     if init_from is not None:
         start = open_start(init_from)
         check_stage(recipe, start)
     preparation = replace(prepare(recipe, device, start=start), feature_cache=cache)
+    if notice is not None:
+        preparation = replace(preparation, remarks=(notice, *preparation.remarks))
     found = estimate(preparation, output, cache, engine=engine, world=world, timed=timed)
     return Planned(preparation, found, output, cache, device)
 
@@ -157,7 +162,13 @@ def execute(
     engine.wait()
     if engine.world > 1:
         log(f"{engine.world} processes, engine {engine.name}")
-    held = hold_features(features.arrays, planned.device, processes=processes_here())
+    memory = preparation.recipe.data.feature_memory_mib
+    held = hold_features(
+        features.arrays,
+        planned.device,
+        processes=processes_here(),
+        limit=memory and memory * 2**20,
+    )
     for remark in preparation.remarks:
         log(remark)
     if features.remark:
@@ -199,6 +210,8 @@ def execute(
             outcome = trainer.train(reporter)
             ended = "complete" if outcome.stopped_by is None else outcome.stopped_by.name
             reporter.message(f"{ended} at step {outcome.progress.step}")
+    for line in held.statistics():
+        log(line)
     # A run that was complete before is left as it stands.
     if (
         engine.is_first
@@ -230,6 +243,7 @@ def _refuse_other_recipe(before: Recipe, now: Recipe, output: Path) -> None:
         "training.keep_best:",
         "training.keep_every:",
         "training.loader_workers:",
+        "data.feature_memory_mib:",
     )
     differences = [
         d
