@@ -45,7 +45,10 @@ def run_both(server: Image, sim: Image, work: Path) -> None:
         say("health check passes", wait_until_healthy(server, process))
         read_only(server, process, say)
         began = time.monotonic()
-        results = sim.root / "results"
+        results = work / "results"
+        results.mkdir(exist_ok=True)
+        owner = (sim.root / "results").stat()  # as a new volume takes it over
+        os.chown(results, owner.st_uid, owner.st_gid)
         client = start(
             sim,
             words(compose["eval"]["command"]),

@@ -69,7 +69,7 @@ def serving(folder: Path, *options: str) -> Iterator[ReplicaServer]:
         )
         try:
             server = ReplicaServer("", process, log)
-            server.wait_for("Ready.", 240)
+            server.wait_for("Ready.", 600)
             server.url = next(word for word in server.said().split() if word.startswith("ws://"))
             yield server
             process.send_signal(signal.SIGTERM)

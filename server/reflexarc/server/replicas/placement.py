@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 KEPT_SECONDS = 600.0  # as long as a replica keeps a silent session
 ACTIVE_SECONDS = 30.0
+RECOUNT_SECONDS = 1.0
 MAX_SESSIONS = 65_536
 
 
@@ -34,6 +35,8 @@ class Placement:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._places: OrderedDict[str, _Place] = OrderedDict()
+        self._counted: dict[str, int] = {}
+        self._counted_at = 0.0
 
     def __len__(self) -> int:
         return len(self._places)
@@ -47,12 +50,13 @@ class Placement:
         """
         now = self._clock()
         self._forget_silent(now)
+        load = self._load(replicas, now)
         place = self._places.get(session)
-        if place is None or place.replica not in replicas:
-            replica = self._new(session, replicas, now)
-        elif may_move and self._is_crowded(place.replica, replicas, now):
-            del self._places[session]
-            replica = self._new(session, replicas, now)
+        if place is None or place.replica not in load:
+            replica = self._least(session, load)
+        elif may_move and load[place.replica] > math.ceil(sum(load.values()) / len(load)):
+            load[place.replica] -= 1
+            replica = self._least(session, load)
         else:
             replica = place.replica
         self._places[session] = _Place(replica, now)
@@ -63,25 +67,27 @@ class Placement:
 
     def end(self, session: str) -> None:
         """The session needs no place any more."""
-        self._places.pop(session, None)
+        place = self._places.pop(session, None)
+        if place is not None and self._counted.get(place.replica):
+            self._counted[place.replica] -= 1
 
-    def _new(self, session: str, replicas: Sequence[str], now: float) -> str:
-        load = self._load(replicas, now)
+    def _least(self, session: str, load: dict[str, int]) -> str:
         # Among equals by hash, so that several ingresses do not all begin with the same one.
-        return min(replicas, key=lambda replica: (load[replica], _hash(session, replica)))
+        replica = min(load, key=lambda name: (load[name], _hash(session, name)))
+        load[replica] += 1
+        return replica
 
-    def _is_crowded(self, replica: str, replicas: Sequence[str], now: float) -> bool:
-        load = self._load(replicas, now)
-        return load[replica] > math.ceil(sum(load.values()) / len(replicas))
-
-    def _load(self, replicas: Sequence[str], now: float) -> Counter[str]:
-        """Active sessions of each replica."""
-        known = set(replicas)
-        return Counter(
-            place.replica
-            for place in self._places.values()
-            if place.seen >= now - ACTIVE_SECONDS and place.replica in known
-        )
+    def _load(self, replicas: Sequence[str], now: float) -> dict[str, int]:
+        """Active sessions of each replica: counted now and then, kept up to date in between."""
+        if self._counted.keys() != set(replicas) or now >= self._counted_at + RECOUNT_SECONDS:
+            active = Counter(
+                place.replica
+                for place in self._places.values()
+                if place.seen >= now - ACTIVE_SECONDS
+            )
+            self._counted = {replica: active[replica] for replica in replicas}
+            self._counted_at = now
+        return self._counted
 
     def _forget_silent(self, now: float) -> None:
         while self._places and next(iter(self._places.values())).seen < now - KEPT_SECONDS:
