@@ -17,12 +17,15 @@ from reflexarc.contract.policy_contract import (
     libero_action,
     libero_cameras,
 )
+from reflexarc.policy.decisions import make_decisions
+from reflexarc.policy.half_precision import check_precision, serve_in_bf16
 from reflexarc.policy.interface import Task, Tensors
 from reflexarc.policy.language import LanguageEmbeddings
 from reflexarc.policy.qwen_geometry.compressors import build_compressor, cells_of, pool_cells
 from reflexarc.policy.qwen_geometry.config import HeadConfig, QwenGeometryConfig
 from reflexarc.policy.qwen_geometry.head import DiffusionHead
 from reflexarc.policy.qwen_geometry.model import QwenGeometry
+from reflexarc.policy.statevla.model import StateVLA
 
 SIZE, HORIZON = 64, 6
 HEAD = {
@@ -252,3 +255,26 @@ def test_configs_that_contradict_themselves_are_refused() -> None:
     ):
         with pytest.raises(ValidationError, match=said):
             config(**fields)
+
+
+def test_bf16_halves_the_weights_and_moves_actions_little() -> None:
+    """The same chunk to the eye, by the path that ``serve-policy --precision bf16`` takes."""
+    policy = build("pool", head={"self_attention": True})
+    task, window, valid = decision(policy)
+    given = {"noise": torch.randn(2, HORIZON, 7, generator=torch.Generator().manual_seed(5))}
+    with torch.inference_mode():
+        exact = make_decisions(policy).sample(task, window, valid, 4, given)
+        before = sum(p.numel() * p.element_size() for p in policy.head.parameters())
+        serve_in_bf16(policy)
+        rounded = make_decisions(policy).sample(task, window, valid, 4, given)
+    assert sum(p.numel() * p.element_size() for p in policy.head.parameters()) < 0.55 * before
+    assert rounded.dtype == torch.float32
+    assert 0 < float((rounded - exact)[..., :6].abs().max()) < 0.1
+
+
+def test_only_families_that_can_are_served_in_bf16() -> None:
+    assert check_precision("bf16", QwenGeometry) == "bf16"
+    with pytest.raises(ConfigError, match="the family statevla computes in fp32 alone"):
+        check_precision("bf16", StateVLA)
+    with pytest.raises(ConfigError, match="one of fp32, bf16, got 'fp8'"):
+        check_precision("fp8")

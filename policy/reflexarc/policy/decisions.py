@@ -84,6 +84,14 @@ def make_decisions(policy: Policy, mode: CompileMode = "auto") -> Decisions:
     Raises ConfigError for another mode, and for graphs on a device that has none.
     """
     check_mode(mode, str(policy.device))
+    if policy.serving_dtype is not None:
+        from reflexarc.policy.half_precision import AutocastDecisions
+
+        return AutocastDecisions(_decisions(policy, mode), policy, policy.serving_dtype)
+    return _decisions(policy, mode)
+
+
+def _decisions(policy: Policy, mode: CompileMode) -> Decisions:
     wanted = mode == "graph" or (mode == "auto" and policy.graph_safe)
     if not wanted or policy.device.type != "cuda":
         return EagerDecisions(policy)

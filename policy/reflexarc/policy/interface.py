@@ -93,6 +93,10 @@ class Policy(nn.Module, ABC):
     graph_safe: ClassVar[bool] = False
     """Whether ``embed_frames``, ``encode`` and ``sample_actions`` run the same kernels whatever the
     values of their arguments, and never wait for the device: then CUDA graphs may hold them."""
+    bf16_safe: ClassVar[bool] = False
+    """Whether decisions may compute in bfloat16 autocast (``serve-policy --precision bf16``)."""
+    serving_dtype: torch.dtype | None = None
+    """What decisions compute in, where it is not the weights' own precision."""
     embeds_clips: ClassVar[bool] = False
     """Whether the frozen part sees the frames of a window together (video). Then the feature store
     holds a row of :meth:`stored_clips` for every frame, of the clip that ends with it, and

@@ -16,6 +16,7 @@ from reflexarc.contract.errors import CheckpointError, UnknownInstructionError
 if TYPE_CHECKING:
     from reflexarc.policy.checkpoint import LoadedPolicy
     from reflexarc.policy.decisions import CompileMode
+    from reflexarc.policy.half_precision import Precision
     from reflexarc.policy.interface import Policy
 
 logger = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ class CheckpointPolicy:
         denoising_steps: int | None = None,
         max_batch: int | None = None,
         compile_mode: CompileMode = "auto",
+        precision: Precision = "fp32",
     ) -> CheckpointPolicy:
         """Load and place on ``device``; raises what ``load_checkpoint`` raises."""
         from reflexarc.policy.checkpoint import load_checkpoint
@@ -97,6 +99,10 @@ class CheckpointPolicy:
                 loaded.directory,
                 loaded.directory,
             )
+        if precision == "bf16":
+            from reflexarc.policy.half_precision import serve_in_bf16
+
+            serve_in_bf16(loaded.policy)
         return cls(
             loaded,
             denoising_steps=denoising_steps,

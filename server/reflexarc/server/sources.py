@@ -53,11 +53,13 @@ def checkpoint_source(
     denoising_steps: int | None = None,
     max_batch: int | None = None,
     compile_mode: str = "auto",
+    precision: str = "fp32",
 ) -> PolicySource:
     """A checkpoint's folder, verified.
 
     Args:
         compile_mode: how it computes; see ``reflexarc.policy.decisions``.
+        precision: in what; see ``reflexarc.policy.half_precision``.
         policy: the class of the checkpoint's family, as ``module:Class`` or an entry point's
             name, for a family that this process does not know by itself.
         search: a directory whose modules ``policy`` may name, beside installed ones.
@@ -68,6 +70,8 @@ def checkpoint_source(
     from reflexarc.policy.checkpoint_files import resolve_checkpoint
     from reflexarc.policy.decisions import check_mode
     from reflexarc.policy.devices import resolve_device
+    from reflexarc.policy.half_precision import check_precision
+    from reflexarc.policy.registry import policy_class
     from reflexarc.server.loading import CheckpointPolicy, verify_checkpoint
     from reflexarc.server.memory import check_fits
 
@@ -77,6 +81,8 @@ def checkpoint_source(
     check_fits(folder, resolved)  # before its files are read to compare their hashes
     contract = verify_checkpoint(directory, family)
     mode = check_mode(compile_mode, resolved)
+    family = policy_class(contract.family) if precision == "bf16" else None
+    checked = check_precision(precision, family)
     return PolicySource(
         str(directory),
         contract,
@@ -87,6 +93,7 @@ def checkpoint_source(
             denoising_steps=denoising_steps,
             max_batch=max_batch,
             compile_mode=mode,
+            precision=checked,
         ),
         resolved,
     )

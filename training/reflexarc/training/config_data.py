@@ -72,7 +72,8 @@ class DataConfig(RecipeModel):
     files that do not show it. ``goal`` says where goal images come from. ``labels`` says which
     actions the policy learns, and so which the statistics are of: those that were executed, or
     their mean over the noise injected while collecting. ``feature_dtype`` is how the features of
-    frames are stored (``fp16``, ``bf16``, ``fp32``).
+    frames are stored (``fp16``, ``bf16``, ``fp32``). With ``feature_memory_mib`` they are read from
+    the disk, and those read last are kept in so much memory; without it, all where there is room.
 
     Of a mobile robot's episodes: ``pattern`` of file names, ``control_hz`` where they do not say,
     ``fallback_instruction`` of those that hold none. ``train_fraction`` says
@@ -101,6 +102,7 @@ class DataConfig(RecipeModel):
     cameras: Names = None
     action_kind: ActionKind = "position"
     gripper: GripperConfig | None = None
+    feature_memory_mib: Positive | None = None
     frame_stride: Positive = 1
     timestamp_tolerance: Annotated[float, Field(gt=0, lt=10)] = 1e-3
     pattern: str | None = Field(default=None, min_length=1)

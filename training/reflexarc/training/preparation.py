@@ -25,6 +25,7 @@ from reflexarc.training.families import build_policy, open_table
 from reflexarc.training.feature_store.dtypes import FeatureRows
 from reflexarc.training.feature_store.first_frames import FirstFrames
 from reflexarc.training.feature_store.keys import FeatureKey, feature_key
+from reflexarc.training.feature_store.row_cache import RowCache
 from reflexarc.training.feature_store.store import FrameFeatures, frame_features
 from reflexarc.training.freezing import freeze_modules, module_at
 from reflexarc.training.goals import Goals, choose_goals
@@ -105,7 +106,7 @@ class Preparation:
         return features
 
     def sources(
-        self, features: Mapping[str, FeatureRows], first_rows: Sequence[int]
+        self, features: Mapping[str, FeatureRows | RowCache], first_rows: Sequence[int]
     ) -> tuple[BatchSource, BatchSource | None]:
         """Batches of the training episodes, and of the held-out ones where there are any.
 
@@ -123,7 +124,7 @@ class Preparation:
         self,
         episodes: Sequence[DatasetEpisode],
         first_rows: Sequence[int],
-        features: Mapping[str, FeatureRows],
+        features: Mapping[str, FeatureRows | RowCache],
     ) -> BatchSource:
         task = self.task if self.goals is None else self.goals.rows
         return BatchSource(self.samples(episodes, first_rows), features, task)

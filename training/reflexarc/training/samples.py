@@ -18,6 +18,7 @@ from reflexarc.policy.processing import Processor
 from reflexarc.training.batch_order import BatchOrder, derived_seed, seeded_generator
 from reflexarc.training.feature_store.dtypes import FeatureRows, as_rows
 from reflexarc.training.feature_store.gather import gather_rows
+from reflexarc.training.feature_store.row_cache import RowCache
 from reflexarc.training.objective import Batch
 from reflexarc.training.time_windows import (
     chunk_actions,
@@ -240,10 +241,13 @@ class BatchSource:
     """Makes batches of samples, their features from memory or the disk."""
 
     def __init__(
-        self, samples: SampleTable, features: Mapping[str, FeatureRows], task: Tensors
+        self, samples: SampleTable, features: Mapping[str, FeatureRows | RowCache], task: Tensors
     ) -> None:
         self.samples = samples
-        self._features = {name: as_rows(rows) for name, rows in features.items()}
+        self._features = {
+            name: rows if isinstance(rows, RowCache) else as_rows(rows)
+            for name, rows in features.items()
+        }
         self._task = task
 
     def __len__(self) -> int:

@@ -165,6 +165,14 @@ class VisionTower(nn.Module):
         image: mean and deviation.
     """
 
+    shift: Tensor
+    scale: Tensor
+    order: Tensor
+    back: Tensor
+    together: Tensor
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, visual: Any, height: int, width: int, image: tuple[Rgb, Rgb]) -> None:
         super().__init__()
         config = visual.config

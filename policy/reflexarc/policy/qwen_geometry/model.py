@@ -49,6 +49,7 @@ class QwenGeometry(Policy):
     config_class = QwenGeometryConfig
     config: QwenGeometryConfig
     graph_safe = True
+    bf16_safe = True
     gripper_flows = True
 
     def __init__(

@@ -34,6 +34,10 @@ class QwenSemantic(Semantic):
     Images stay pixels until then: what a model that learns makes of them cannot be kept.
     """
 
+    prefix: Tensor
+    ends: Tensor
+    positions: Tensor
+
     def __init__(
         self,
         config: SemanticConfig,

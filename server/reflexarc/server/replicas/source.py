@@ -34,6 +34,7 @@ class ReplicaSource:
     max_batch: int | None = None
     compile_mode: str = "auto"
     threads: int | None = None
+    precision: str = "fp32"
 
     def build(self) -> Inference:
         """Load it, on this machine. Raises what the loading raises."""
@@ -55,6 +56,7 @@ class ReplicaSource:
             denoising_steps=self.denoising_steps,
             max_batch=self.max_batch,
             compile_mode=self.compile_mode,
+            precision=self.precision,
         ).load()
 
     def check(self) -> PolicyContract | None:

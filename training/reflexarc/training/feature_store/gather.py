@@ -5,18 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from reflexarc.training.feature_store.row_cache import RowCache
+
 _HALF = (torch.float16, torch.bfloat16)
 _LARGE_ROW = 2**14
 _BLOCK_BYTES = 2**20
 
 
-def gather_rows(rows: Tensor, wanted: Tensor) -> Tensor:
+def gather_rows(rows: Tensor | RowCache, wanted: Tensor) -> Tensor:
     """``rows[wanted]``, features as float32, pixels as uint8; on the device of ``rows``.
 
     Args:
-        rows: ``(F, ...)`` in memory or over a memory map, float16, bfloat16, float32 or uint8.
+        rows: ``(F, ...)`` in memory or over a memory map, float16, bfloat16, float32 or uint8;
+            or what keeps some of them in memory.
         wanted: ``int64 (N,)``.
     """
+    if isinstance(rows, RowCache):
+        found = rows.gather(wanted)
+        return found.float() if found.dtype in _HALF else found
     wanted = wanted.to(rows.device)
     if rows.dtype not in _HALF:
         return rows.index_select(0, wanted)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from reflexarc.training.feature_store.dtypes import FeatureArray, as_rows
+from reflexarc.training.feature_store.row_cache import RowCache
 
 _COMFORTABLE = 0.25
 _POPULATE_READ = 22  # MADV_POPULATE_READ, which Python does not name
@@ -25,16 +26,25 @@ class HeldFeatures:
     """Features by name, rows first.
 
     Attributes:
-        rows: tensors in memory, or over the memory-mapped files.
+        rows: tensors in memory, or over the memory-mapped files, or what keeps some of them.
         place: where that is, in words.
     """
 
-    rows: Mapping[str, Tensor]
+    rows: Mapping[str, Tensor | RowCache]
     place: str
+
+    def statistics(self) -> list[str]:
+        """A line for each array that is kept in part."""
+        kept = {n: rows for n, rows in self.rows.items() if isinstance(rows, RowCache)}
+        return [f"feature cache of {name}: {rows.statistics()}" for name, rows in kept.items()]
 
 
 def hold_features(
-    arrays: Mapping[str, FeatureArray], device: torch.device, *, processes: int = 1
+    arrays: Mapping[str, FeatureArray],
+    device: torch.device,
+    *,
+    processes: int = 1,
+    limit: int | None = None,
 ) -> HeldFeatures:
     """Load features that take less than a quarter of what is free; the device's memory first.
 
@@ -45,8 +55,12 @@ def hold_features(
         device: that trains.
         processes: of this machine that call this. Several share what the system has read of the
             files, so that the memory holds it once, and each maps it at once, without faults.
+        limit: bytes; then rows are read from the disk, and those read last are kept up to it.
     """
     size = sum(array.nbytes for array in arrays.values())
+    if limit is not None:
+        caches = {n: RowCache(as_rows(a), limit * a.nbytes // size) for n, a in arrays.items()}
+        return HeldFeatures(caches, f"on disk, {limit / 2**20:,.0f} MiB of it in memory")
     place = place_of(size, device)
     if place == "cuda":
         # From the map: a copy in the host's memory would be one for every process.
