@@ -56,6 +56,7 @@ bench: system install
 	$(BIN)/python benchmarks/deadlines.py
 	$(BIN)/python benchmarks/demo_checkpoint_clients.py
 	$(BIN)/python benchmarks/mamba_scan.py
+	$(BIN)/python benchmarks/replicas.py --demo
 	$(BIN)/python benchmarks/loading.py --no-lerobot  # its environment takes 8 GB
 	$(BIN)/python benchmarks/trainer_overhead.py
 	$(BIN)/python benchmarks/trainer_memory.py --minutes 10
