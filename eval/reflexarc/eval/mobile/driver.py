@@ -63,7 +63,8 @@ class Driver:
         _, before = dijkstra(np.where(free, lengths, 0.0), indices=0, return_predecessors=True)
         node = 1
         if before[node] < 0:
-            return self._goal
+            goal: Point = self._goal
+            return goal
         while before[node] != 0:
             node = before[node]
         found: Point = nodes[node]

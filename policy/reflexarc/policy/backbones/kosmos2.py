@@ -223,7 +223,7 @@ def add_adapters(backbone: nn.Module, config: LoRAConfig) -> None:
         )
     lora = LoraConfig(
         r=config.rank,
-        lora_alpha=config.alpha,  # type: ignore[arg-type]
+        lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=matched,
         bias="none",
