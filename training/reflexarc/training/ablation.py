@@ -13,6 +13,7 @@ import numpy as np
 
 from reflexarc.contract.errors import ConfigError
 from reflexarc.training.config import Recipe
+from reflexarc.training.recipe_files import load_recipe
 from reflexarc.training.run_folder import RunFolder
 from reflexarc.training.runs.plot import Curves, read_curves
 
@@ -131,8 +132,9 @@ def read_costs(arm: str, folder: Path) -> tuple[ArmCosts, Curves]:
     curves = read_curves(folder)
     run = RunFolder(folder)
     checkpoint = run.pointed("best") or run.pointed("last")
-    name = curves.best_metric
-    series = curves.validation.get(name) if name is not None else None
+    # A checkpoint says it; before the first one the recipe does.
+    name = curves.best_metric or load_recipe(str(run.recipe)).best_metric
+    series = curves.validation.get(name)
     held = {n: values for n, values in curves.train.items() if n.startswith("memory/")}
     memory = max(held, key=lambda n: n == "memory/device_mb") if held else None
     speeds = curves.train.get("samples_per_second")
@@ -142,7 +144,7 @@ def read_costs(arm: str, folder: Path) -> tuple[ArmCosts, Curves]:
             parameters={} if checkpoint is None else _parameters(checkpoint / _MODEL_FILE),
             samples_per_second=None if speeds is None else float(np.median(speeds[:, 1])),
             memory=None if memory is None else (memory, float(held[memory][:, 1].max())),
-            best=None if name is None or series is None else (name, float(series[:, 1].min())),
+            best=None if series is None else (name, float(series[:, 1].min())),
         ),
         curves,
     )

@@ -190,4 +190,4 @@ def image_statistics(folder: Path) -> tuple[Rgb, Rgb]:
         raise CheckpointError(
             f"{path}: image_mean and image_std must be three numbers each, deviations above zero"
         )
-    return cast(Rgb, mean), cast(Rgb, std)
+    return mean, std

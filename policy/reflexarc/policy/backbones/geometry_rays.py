@@ -66,7 +66,8 @@ class RayFeatures(GeometryEncoder):
             x = block(x)
         features = x.permute(0, 2, 3, 1)
         rays = self.rays.to(features).expand(len(features), -1, -1, -1)
-        return torch.cat([features, rays], dim=-1).unflatten(0, images.shape[:2]).contiguous()
+        joined = torch.cat([features, rays], dim=-1)
+        return joined.reshape(*images.shape[:2], *joined.shape[1:])
 
 
 def viewing_rays(rows: int, columns: int) -> Tensor:

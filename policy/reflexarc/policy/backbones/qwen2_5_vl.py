@@ -237,7 +237,8 @@ class VisionTower(nn.Module):
         if windows:
             parts = tuple(t.unflatten(1, (-1, self.window)).flatten(0, 1) for t in parts)
         mask = None if whole or windows else self.together
-        out = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in parts), attn_mask=mask)
+        query, key, value = (t.transpose(1, 2) for t in parts)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         out = out.transpose(1, 2).flatten(2).reshape(x.shape)
         projected: Tensor = attention.proj(out)
         return projected

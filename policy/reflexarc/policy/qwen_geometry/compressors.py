@@ -47,7 +47,7 @@ def pool_cells(tokens: Tensor, cells: tuple[int, int]) -> Tensor:
     """``(B, V, h, w, D)`` to means over cells ``(B, V · rows · columns, D)``, view by view."""
     flat = tokens.flatten(0, 1).permute(0, 3, 1, 2)
     means = F.adaptive_avg_pool2d(flat, cells).flatten(2).transpose(1, 2)
-    return means.unflatten(0, tokens.shape[:2]).flatten(1, 2).contiguous()
+    return means.reshape(len(tokens), -1, tokens.shape[-1])
 
 
 class Pool(nn.Module):

@@ -67,7 +67,7 @@ class Attention(nn.Module):
         return out
 
     def _divided(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.reshape(*x.shape[:-1], self.heads, -1).transpose(1, 2)
 
 
 class Layer(nn.Module):

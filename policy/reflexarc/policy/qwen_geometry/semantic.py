@@ -111,8 +111,8 @@ class CompactSemantic(Semantic):
 
     def frame_rows(self, images: Tensor) -> Tensor:
         """Frozen features ``float32 (N, V, P, C)``."""
-        features = self.vision(images.flatten(0, 1))
-        return features.unflatten(0, images.shape[:2])
+        features: Tensor = self.vision(images.flatten(0, 1))
+        return features.reshape(*images.shape[:2], *features.shape[1:])
 
     def forward(self, task: Tensors, rows: Tensor) -> tuple[list[Tensor], Tensor]:
         instruction = self.instruction(task["language"])
