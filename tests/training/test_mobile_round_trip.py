@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -276,3 +277,12 @@ def test_what_the_data_cannot_give(recipe: Path, data: Path) -> None:
         prepare(load_recipe(str(recipe), ["data.pattern=run_*.h5"]), CPU)
     with pytest.raises(ConfigError, match="no camera of this data"):
         prepare(load_recipe(str(recipe), ["contract.cameras=[wrist]"]), CPU)
+
+
+def test_images_of_two_sizes_are_refused(recipe: Path, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "mixed")
+    images = np.zeros((20, 2 * SIZE, 2 * SIZE, 3), np.uint8)
+    path = tmp_path / "mixed" / "episode_20251119_9.h5"
+    write_episode(path, images, np.zeros((20, 2)), TOLD[0], control_hz=5.0)
+    with pytest.raises(DatasetError, match="train on files of one image size"):
+        prepare(load_recipe(str(recipe), [f"data.paths=[{tmp_path / 'mixed'}]"]), CPU)
