@@ -70,7 +70,7 @@ def serving(name: str, *options: str) -> Iterator[tuple[str, int, Path]]:
 def wait_for(log: Path, text: str, seconds: float = 300.0) -> None:
     end = time.monotonic() + seconds
     while text not in log.read_text():
-        if time.monotonic() > end:
+        if time.monotonic() > end or "error [" in log.read_text():
             raise SystemExit(f"{text!r} is not in {log}")
         time.sleep(0.1)
 
