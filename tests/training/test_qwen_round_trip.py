@@ -134,8 +134,8 @@ def test_it_drives_libero(run: Path, tmp_path: Path) -> None:
     with BackgroundServer(lambda: CheckpointPolicy.load(run, "cpu")) as server:
         arguments = [
             "eval", "libero", "--server", server.url, "--suite", "libero_spatial", "--tasks", "0",
-            "--states", "40", "--baselines", "none", "--max-steps", "12", "--videos", "none",
-            "--output", str(tmp_path / "eval"),
+            "--states", "40", "--baselines", "none", "--max-steps", "12", "--replan-steps", "4",
+            "--videos", "none", "--output", str(tmp_path / "eval"),
         ]  # fmt: skip
         result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output

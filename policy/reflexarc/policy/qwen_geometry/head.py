@@ -151,6 +151,7 @@ class DiffusionHead(nn.Module):
             nn.Linear(config.output_hidden, actions),
         )
         self.horizon = horizon
+        self.mixes = config.self_attention
 
     def context(self, contexts: list[Tensor], mask: Tensor, state: Tensor) -> Tensors:
         """All that depends on neither time nor noise; rows first, so that rows can be repeated.
@@ -183,7 +184,7 @@ class DiffusionHead(nn.Module):
         """Actions ``(B, H, A)`` from noise of that shape; arguments as ``euler_sample``'s."""
         times = [euler_time(step, steps) for step in range(steps)]
         embedded, waves = self._times(torch.tensor(times, dtype=noise.dtype, device=noise.device))
-        once = {**context, "embedded": embedded, "waves": waves}
+        once = {**self.seen_by_actions(context), "embedded": embedded, "waves": waves}
         if guide is not None:
             once = for_autograd(once)
 
@@ -192,6 +193,13 @@ class DiffusionHead(nn.Module):
             return self._velocity(once, x, rows[0], rows[1].expand(len(x), -1)).to(x.dtype)
 
         return euler_path(velocity, noise, steps, prefix, guide)
+
+    def seen_by_actions(self, context: Tensors) -> Tensors:
+        """A context without the tokens that no action sees: all, where tokens do not mix.
+
+        The actions are the same. Training keeps them, so that every weight has a gradient.
+        """
+        return context if self.mixes else {**context, "tokens": context["tokens"][:, :0]}
 
     def _times(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """``t (N,)`` to what norms take and what actions take, each ``(N, width)``."""
