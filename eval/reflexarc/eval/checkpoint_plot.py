@@ -139,13 +139,13 @@ def write_checkpoint_plot(points: Sequence[CheckpointPoint], metric: str, path: 
     over.set_ylabel("success in closed loop, % (95 %)", color=success_colour)
     beside = over.twinx()
     beside.plot(steps, values, color=loss_colour, marker="s", linestyle="--")
-    beside.set_ylim(0, 1.1 * max(values))
     beside.set_ylabel(f"{metric}, held out", color=loss_colour)
     against.errorbar(values, rates, yerr=[below, above], color=success_colour, marker="o",
                      capsize=3, linestyle="none")  # fmt: skip
     for point, rate in zip(points, rates, strict=True):
         against.annotate(f"{point.step:,}", (point.value, rate), xytext=(5, 4),
                          textcoords="offset points", fontsize=8)  # fmt: skip
+    against.margins(x=0.12)
     against.set(xlabel=f"{metric}, held out", ylabel="success, %", ylim=(-3, 103))
     rank = rank_correlation(points)
     if rank is not None:
