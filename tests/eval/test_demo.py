@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from reflexarc.cli.demo import _find, _serve, _stop
+from reflexarc.cli.demo import _find, serving, _stop
 from reflexarc.contract.errors import CheckpointError, ConfigError, ServerUnavailableError
 
 DEMO = (sys.executable, "-c", "from reflexarc.cli.main import main; main()", "demo")
@@ -51,7 +51,7 @@ def test_a_server_that_cannot_start_is_said_with_the_end_of_its_log(tmp_path: Pa
         port = int(probe.getsockname()[1])
     log = tmp_path / "server.log"
     began = pytest.raises(ServerUnavailableError, match=r"ended with status \d+ before it was")
-    with began as caught, _serve(checkpoint, port, log):
+    with began as caught, serving(checkpoint, port, log):
         pytest.fail("an empty folder was served")
     assert log.read_text().strip().splitlines()[-1] in caught.value.message
 
@@ -82,8 +82,8 @@ def test_sigterm_ends_the_server_too(tiny_checkpoint: Path, tmp_path: Path) -> N
     program = (
         "import time\n"
         "from pathlib import Path\n"
-        "from reflexarc.cli.demo import _serve\n"
-        f"with _serve(Path({str(tiny_checkpoint)!r}), {port}, Path({str(tmp_path / 'log')!r})):\n"
+        "from reflexarc.cli.demo import serving\n"
+        f"with serving(Path({str(tiny_checkpoint)!r}), {port}, Path({str(tmp_path / 'log')!r})):\n"
         "    print('serving', flush=True)\n"
         "    time.sleep(60)\n"
     )
