@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from reflexarc.cli.demo import _find, serving, _stop
+from reflexarc.cli.demo import _find, _stop, serving
 from reflexarc.contract.errors import CheckpointError, ConfigError, ServerUnavailableError
 
 DEMO = (sys.executable, "-c", "from reflexarc.cli.main import main; main()", "demo")
