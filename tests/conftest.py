@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from reflexarc.contract.errors import SimulatorError
+from reflexarc.eval.libero.package import choose_renderer
+
+# MuJoCo decides how it renders when it is first imported, whichever test does so.
+with suppress(SimulatorError):
+    choose_renderer()
 
 INSTRUCTION = "pick up the alphabet soup and place it in the basket"
 

@@ -12,14 +12,18 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-import mujoco
 import numpy as np
 import numpy.typing as npt
 
 from reflexarc.contract.errors import SimulatorError
+from reflexarc.eval.libero.package import choose_renderer
 from reflexarc.eval.mobile.model import BIRDS_EYE, FRONT, world_xml
 from reflexarc.eval.mobile.scene import REACH, Point, Scene
 from reflexarc.eval.mobile.tasks import CONTROL_HZ, SPEED_LIMIT, MobileTask
+
+choose_renderer()  # MuJoCo decides how it renders when it is first imported
+
+import mujoco  # noqa: E402
 
 ImageArray = npt.NDArray[np.uint8]
 _SUBSTEPS = 20
