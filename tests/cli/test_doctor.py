@@ -169,6 +169,8 @@ def test_an_extra_that_lacks_a_package_is_named_with_its_pip_line(
 @pytest.mark.parametrize("renderer", ["osmesa", "nonsense"])
 def test_rendering_is_tried(monkeypatch: pytest.MonkeyPatch, renderer: str) -> None:
     monkeypatch.setenv("MUJOCO_GL", renderer)
+    # MuJoCo sets it for the renderer that a test before this one may have used.
+    monkeypatch.delenv("PYOPENGL_PLATFORM", raising=False)
     found = machine.check_rendering()
     if renderer == "nonsense":
         assert found.stops(("sim",)) and "MUJOCO_GL=nonsense was set by you" in found.mend
