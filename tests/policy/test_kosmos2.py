@@ -23,11 +23,11 @@ from reflexarc.contract import (
 )
 from reflexarc.contract.errors import CheckpointError, ConfigError, UnknownInstructionError
 from reflexarc.contract.policy_contract import ActionSpec, History, StateSpec
+from reflexarc.policy.backbones.image_statistics import image_statistics
 from reflexarc.policy.backbones.kosmos2 import (
     Kosmos2Backbone,
     add_adapters,
     build_kosmos2,
-    image_statistics,
     load_kosmos2,
 )
 from reflexarc.policy.checkpoint import load_checkpoint, save_checkpoint, trained_weights
@@ -252,4 +252,5 @@ def test_contracts_and_texts_that_do_not_fit(policy: MobileVLA, folder: Path) ->
         told(policy, "word " * 40)
     with pytest.raises(UnknownInstructionError, match="no instruction came"):
         told(policy, " ")
-    assert image_statistics(folder) == ((0.4,) * 3, (0.3,) * 3)
+    names = ("preprocessor_config.json", "processor_config.json")
+    assert image_statistics(folder, ((0.5,) * 3,) * 2, names) == ((0.4,) * 3, (0.3,) * 3)

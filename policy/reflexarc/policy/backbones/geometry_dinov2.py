@@ -13,6 +13,7 @@ from torch import Tensor
 
 from reflexarc.contract.errors import CheckpointError, MissingExtraError
 from reflexarc.policy.backbones.geometry_encoder import GeometryEncoder, check_patches
+from reflexarc.policy.backbones.image_statistics import IMAGENET, image_statistics
 from reflexarc.policy.backbones.merged import merged_backbone
 from reflexarc.policy.backbones.model_folder import (
     WantedModel,
@@ -24,7 +25,6 @@ from reflexarc.policy.backbones.vision import Rgb
 from reflexarc.policy.interface import FrozenBackbone
 
 _FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
-_IMAGENET: tuple[Rgb, Rgb] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -46,7 +46,7 @@ class Dinov2Geometry(GeometryEncoder):
         if carried is None:
             kind = f"a {self.model_type} model"
             folder = model_folder(path, WantedModel("geometry.path", kind, self.example, _FILES))
-            self._normalise_by(*image_statistics(folder))
+            self._normalise_by(*image_statistics(folder, IMAGENET))
             self.identity = FrozenBackbone(self.name, weights_sha256(folder), revision_of(folder))
             self.model = self._load(folder)
         else:
@@ -171,23 +171,3 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} cannot be read: {error}; name the folder of a model that save_pretrained wrote"
         ) from error
-
-
-def image_statistics(folder: Path) -> tuple[Rgb, Rgb]:
-    """Mean and deviation of images in [0, 1], from the folder's preprocessor where it has one."""
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
-        return _IMAGENET
-    try:
-        fields = json.loads(path.read_text())
-        mean, std = (
-            tuple(float(value) for value in fields.get(key, default))
-            for key, default in zip(("image_mean", "image_std"), _IMAGENET, strict=True)
-        )
-    except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}; copy it again") from error
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise CheckpointError(
-            f"{path}: image_mean and image_std must be three numbers each, deviations above zero"
-        )
-    return mean, std

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from reflexarc.contract import PolicyContract
 from reflexarc.contract.errors import CheckpointError, ConfigError, MissingExtraError
+from reflexarc.policy.backbones.image_statistics import image_statistics
 from reflexarc.policy.backbones.kosmos2_text import load_instruction_tokens
 from reflexarc.policy.backbones.model_folder import (
     WantedModel,
@@ -36,6 +37,7 @@ _FILES = ("*.json", "*.safetensors", "*.model")
 _WANTED = WantedModel(
     "backbone.path", "a Kosmos-2 model", "microsoft/kosmos-2-patch14-224", _FILES
 )  # fmt: skip
+_PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _CLIP: tuple[Rgb, Rgb] = (
     (0.48145466, 0.4578275, 0.40821073),
     (0.26862954, 0.26130258, 0.27577711),
@@ -100,7 +102,7 @@ class Kosmos2Backbone(MobileBackbone):
         self.tokens = load_instruction_tokens(
             folder, config.max_text_tokens, int(model.config.text_config.vocab_size)
         )
-        self._assemble(model, *image_statistics(folder), config.lora)
+        self._assemble(model, *image_statistics(folder, _CLIP, _PREPROCESSORS), config.lora)
         (camera,) = contract.cameras
         size = int(model.config.vision_config.image_size)
         if (camera.height, camera.width) != (size, size):
@@ -274,27 +276,6 @@ def load_kosmos2(folder: Path) -> Any:
             "the whole folder again"
         )
     return model.eval()
-
-
-def image_statistics(folder: Path) -> tuple[Rgb, Rgb]:
-    """Mean and deviation of images in [0, 1]: the folder's preprocessor's, or CLIP's."""
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        path = folder / name
-        if not path.is_file():
-            continue
-        try:
-            fields = json.loads(path.read_text())
-            fields = fields.get("image_processor", fields)
-            mean, std = (
-                tuple(float(value) for value in fields.get(key, default))
-                for key, default in zip(("image_mean", "image_std"), _CLIP, strict=True)
-            )
-        except (ValueError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}; copy it again") from error
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise CheckpointError(f"{path}: image_mean and image_std must be three numbers each")
-        return mean, std
-    return _CLIP
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:

@@ -6,15 +6,15 @@ and deviation of the folder's ``preprocessor_config.json``, or 0.5 where there i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
 from reflexarc.contract.errors import CheckpointError, ConfigError, MissingExtraError
+from reflexarc.policy.backbones.image_statistics import image_statistics
 from reflexarc.policy.backbones.merged import merged_backbone
 from reflexarc.policy.backbones.model_folder import (
     WantedModel,
@@ -45,7 +45,8 @@ class SiglipVision(VisionBackbone):
             self._load_from(model_folder(path, _WANTED))
         else:
             self.identity = carried.identity
-            self._normalise_by(*_statistics_of(carried.settings["image"]))
+            image = carried.settings["image"]
+            self._normalise_by(image["image_mean"], image["image_std"])
             self.model = _empty(carried.settings["model"])
             carried.load_into(self)
         config = self.model.config
@@ -55,7 +56,7 @@ class SiglipVision(VisionBackbone):
         self.freeze()
 
     def _load_from(self, folder: Path) -> None:
-        self._normalise_by(*image_statistics(folder))
+        self._normalise_by(*image_statistics(folder, (_HALF, _HALF)))
         self.identity = FrozenBackbone("siglip", weights_sha256(folder), revision_of(folder))
         self.model = _load(folder)
 
@@ -80,32 +81,6 @@ class SiglipVision(VisionBackbone):
         hidden: Tensor = self.model(pixel_values=pixels).last_hidden_state
         side = self.image_size // self.stride
         return hidden.transpose(1, 2).reshape(len(pixels), self.channels, side, side)
-
-
-def image_statistics(folder: Path) -> tuple[Rgb, Rgb]:
-    """Mean and deviation of images in [0, 1], from the folder's preprocessor where it has one."""
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
-        return _HALF, _HALF
-    try:
-        mean, std = _statistics_of(json.loads(path.read_text()))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}; copy it again") from error
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise CheckpointError(
-            f"{path}: image_mean and image_std must be three numbers each, deviations above "
-            f"zero, got {mean} and {std}"
-        )
-    return mean, std
-
-
-def _statistics_of(fields: Mapping[str, Any]) -> tuple[Rgb, Rgb]:
-    """As a preprocessor's file names them; three numbers each where the file is right."""
-    mean, std = (
-        tuple(float(value) for value in fields.get(key, _HALF))
-        for key in ("image_mean", "image_std")
-    )
-    return cast(Rgb, mean), cast(Rgb, std)
 
 
 def _load(folder: Path) -> Any:  # transformers is untyped here

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from reflexarc.contract.errors import CheckpointError, ConfigError, MissingExtraError
 from reflexarc.policy.backbones.clip_encoder import ClipEncoder, check_grid, pool_grid
+from reflexarc.policy.backbones.image_statistics import IMAGENET, image_statistics
 from reflexarc.policy.backbones.merged import merged_backbone
 from reflexarc.policy.backbones.model_folder import (
     WantedModel,
@@ -35,7 +36,6 @@ _FILES = ("config.json", *_PREPROCESSORS, "*.safetensors", "*.safetensors.index.
 _WANTED = WantedModel(
     "clips.path", "a V-JEPA 2 model", "facebook/vjepa2-vitg-fpc64-256", _FILES
 )  # fmt: skip
-_IMAGENET: tuple[Rgb, Rgb] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Of VJEPA2Model, and of VJEPA2ForVideoClassification.
 _PREFIXES = ("encoder.", "vjepa2.encoder.")
@@ -60,7 +60,7 @@ class VJEPA2Clips(ClipEncoder):
         carried = merged_backbone("vjepa2")
         if carried is None:
             folder = model_folder(path, _WANTED)
-            self._normalise_by(*image_statistics(folder))
+            self._normalise_by(*image_statistics(folder, IMAGENET, _PREPROCESSORS))
             self.identity = FrozenBackbone("vjepa2", weights_sha256(folder), revision_of(folder))
             self.encoder = load_encoder(folder)
         else:
@@ -129,29 +129,6 @@ class VJEPA2Clips(ClipEncoder):
         video = scaled.permute(0, 1, 4, 2, 3)
         hidden: Tensor = self.encoder(pixel_values_videos=video).last_hidden_state
         return hidden
-
-
-def image_statistics(folder: Path) -> tuple[Rgb, Rgb]:
-    """Mean and deviation of images in [0, 1], from the folder's preprocessor where it has one."""
-    for name in _PREPROCESSORS:
-        path = folder / name
-        if not path.is_file():
-            continue
-        try:
-            fields = json.loads(path.read_text())
-            mean, std = (
-                tuple(float(value) for value in fields.get(key, default))
-                for key, default in zip(("image_mean", "image_std"), _IMAGENET, strict=True)
-            )
-        except (ValueError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}; copy it again") from error
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise CheckpointError(
-                f"{path}: image_mean and image_std must be three numbers each, deviations above "
-                f"zero, got {mean} and {std}"
-            )
-        return mean, std
-    return _IMAGENET
 
 
 def build_encoder(fields: Mapping[str, Any]) -> Any:  # transformers is untyped here
