@@ -11,19 +11,21 @@ from typer.testing import CliRunner
 
 from reflexarc.cli.main import app
 from reflexarc.contract.errors import ConfigError, DatasetError
+from reflexarc.eval.durable_log import ResultsError
 from reflexarc.eval.libero.simulator import LiberoSimulator, RawState
-from reflexarc.eval.replay_demos import (
+from reflexarc.eval.replay_demos import ReplaySettings, plan_replay, replay
+from reflexarc.eval.replay_episode import (
     Mistakes,
     Replayed,
-    ReplaySettings,
+    ReplayIdentity,
     altered_actions,
     hand_errors,
-    markdown,
-    plan_replay,
     replay_episode,
-    summary_rows,
-    write_replay,
 )
+from reflexarc.eval.replay_report import markdown, summary_rows, write_replay
+
+OBJECT = ReplayIdentity(suite="libero_object")
+OFF_BY_ONE = ReplayIdentity(suite="libero_object", mistakes=Mistakes(action_shift=1))
 
 
 @pytest.fixture
@@ -78,8 +80,9 @@ def test_errors_are_the_largest_distance_and_angle() -> None:
 
 
 def replayed(success: bool, millimetres: float, task: str = "a") -> Replayed:
-    return Replayed(task=task, demonstration="a/demo_0", success=success, steps=50, length=60,
-                    position_error=millimetres / 1000, rotation_error=0.01)  # fmt: skip
+    return Replayed(run=OBJECT, task=task, demonstration="a/demo_0", actions_sha256="0" * 64,
+                    success=success, steps=50, length=60, position_error=millimetres / 1000,
+                    rotation_error=0.01)  # fmt: skip
 
 
 def test_the_report_counts_success_and_what_was_followed(tmp_path: Path) -> None:
@@ -89,14 +92,11 @@ def test_the_report_counts_success_and_what_was_followed(tmp_path: Path) -> None
     assert [(row.successes, row.followed, row.episodes) for row in rows] == [
         (2, 1, 2), (0, 1, 1), (2, 2, 3)
     ]  # fmt: skip
-    settings = ReplaySettings(
-        data=tmp_path, suite="libero_object", mistakes=Mistakes(action_shift=1)
-    )
-    text = markdown(settings, rows)
+    text = markdown(OFF_BY_ONE, rows)
     assert "actions shifted by 1" in text
     assert "| a | 2 of 2 |" in text
     assert "26.60" in text
-    write_replay(tmp_path / "out", settings, results)
+    write_replay(tmp_path / "out", OFF_BY_ONE, results)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "replay.json", "replay.md"
     ]  # fmt: skip
@@ -112,9 +112,9 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     assert isinstance(result.exception, DatasetError)
     assert "which is no task of libero_object" in str(result.exception)
     with pytest.raises(ConfigError, match="fits none of"):
-        plan_replay(ReplaySettings(data=tmp_path, suite="libero_object", tasks=("soup",)))
+        plan_replay(ReplaySettings(data=tmp_path, run=OBJECT, tasks=("soup",)))
     with pytest.raises(DatasetError, match="does not exist"):
-        plan_replay(ReplaySettings(data=tmp_path / "absent", suite="libero_object"))
+        plan_replay(ReplaySettings(data=tmp_path / "absent", run=OBJECT))
 
 
 @pytest.mark.simulator
@@ -124,12 +124,43 @@ def test_a_collected_demonstration_replays_and_a_step_off_is_seen(tmp_path: Path
     arguments = ["data", "collect", "--suite", "libero_object", *options.split(), str(tmp_path)]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    (task, (episode,)), *_ = plan_replay(ReplaySettings(data=tmp_path, suite="libero_object"))
-    settings = ReplaySettings(data=tmp_path, suite="libero_object")
+    ((task, episode),) = plan_replay(ReplaySettings(data=tmp_path, run=OBJECT))
     with LiberoSimulator(task, render=False) as simulator:
-        right = replay_episode(simulator, episode, settings)
-        shifted = settings.model_copy(update={"mistakes": Mistakes(action_shift=1)})
-        wrong = replay_episode(simulator, episode, shifted)
+        right = replay_episode(simulator, episode, OBJECT)
+        wrong = replay_episode(simulator, episode, OFF_BY_ONE)
     assert right.success
     assert right.position_error < 1e-6
     assert not wrong.followed
+
+
+@pytest.mark.simulator
+@pytest.mark.slow
+def test_a_stopped_replay_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    data, output = tmp_path / "data", tmp_path / "out"
+    options = "--tasks 0 --demos 3 --image-size 64 --render-every 8 --output"
+    arguments = ["data", "collect", "--suite", "libero_object", *options.split(), str(data)]
+    assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
+    settings = ReplaySettings(data=data, run=OBJECT, workers=2)
+
+    class KilledError(Exception):
+        pass
+
+    def kill_after_one(finished: int, total: int) -> None:
+        assert total == 3
+        if finished == 1:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        replay(settings, output, on_progress=kill_after_one)
+    kept = (output / "results.jsonl").read_bytes()
+    assert kept.count(b"\n") == 1
+    seen: list[int] = []
+    results = replay(settings, output, on_progress=lambda finished, _: seen.append(finished))
+    assert seen == [1, 2, 3]
+    assert [one.demonstration.rpartition("/")[2] for one in results] == [
+        "demo_0", "demo_1", "demo_2"
+    ]  # fmt: skip
+    assert all(one.success and one.followed for one in results)
+    assert (output / "results.jsonl").read_bytes().startswith(kept)
+    with pytest.raises(ResultsError, match="mistakes: there"):
+        replay(settings.model_copy(update={"run": OFF_BY_ONE}), output)

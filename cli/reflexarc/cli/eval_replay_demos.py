@@ -15,7 +15,8 @@ from reflexarc.cli.served import print_wide
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from reflexarc.eval.replay_demos import ReplayRow, ReplaySettings
+    from reflexarc.eval.replay_episode import ReplayIdentity
+    from reflexarc.eval.replay_report import ReplayRow
 
 
 class ActionRotation(str, Enum):
@@ -59,9 +60,9 @@ def replay_demos(
         int, typer.Option(help="Steps to hold still after the last action.", min=0)
     ] = 10,
     workers: Annotated[int, typer.Option(help="Simulator processes.", min=1, max=16)] = 1,
-    output: Annotated[Path, typer.Option(help="Folder for replay.json and replay.md.")] = Path(
-        "outputs/replay"
-    ),
+    output: Annotated[
+        Path, typer.Option(help="Folder for results and report; started again, it goes on there.")
+    ] = Path("outputs/replay"),
 ) -> None:
     """Whether demonstrations do what they show when their actions are executed again.
 
@@ -71,45 +72,48 @@ def replay_demos(
     require("reflexarc eval replay-demos", "sim", "libero", "mujoco", "h5py", "scipy", "tqdm")
     from tqdm import tqdm
 
-    from reflexarc.eval.replay_demos import (
-        Mistakes,
-        ReplaySettings,
-        plan_replay,
-        replay,
-        summary_rows,
-        write_replay,
-    )
+    from reflexarc.eval.replay_demos import ReplaySettings, replay
+    from reflexarc.eval.replay_episode import Mistakes, ReplayIdentity
+    from reflexarc.eval.replay_report import summary_rows, write_replay
     from reflexarc.eval.run_settings import parse_indices
 
-    settings = ReplaySettings(
-        data=data,
+    run = ReplayIdentity(
         suite=suite,
-        tasks=tuple(part.strip() for part in tasks.split(",") if part.strip()),
-        episodes=None if episodes is None else parse_indices(episodes, "--episodes"),
         settle_steps=settle_steps,
         mistakes=Mistakes(
             action_shift=shift,
             action_rotation=action_rotation.value,
             state_rotation=state_rotation.value,
         ),
+    )
+    settings = ReplaySettings(
+        data=data,
+        run=run,
+        tasks=tuple(part.strip() for part in tasks.split(",") if part.strip()),
+        episodes=None if episodes is None else parse_indices(episodes, "--episodes"),
         workers=workers,
     )
-    total = sum(len(chosen) for _, chosen in plan_replay(settings))
-    with tqdm(total=total, unit="episode", smoothing=0) as progress:
-        results = replay(settings, on_episode=lambda one: progress.update())
-    write_replay(output, settings, results)
+    with tqdm(unit="episode", smoothing=0) as progress:
+
+        def advance(finished: int, total: int) -> None:
+            if progress.total is None:  # what an earlier run finished says nothing about the rate
+                progress.total, progress.initial, progress.n = total, finished, finished
+            progress.update(finished - progress.n)
+
+        results = replay(settings, output, notify=tqdm.write, on_progress=advance)
+    write_replay(output, run, results)
     rows = summary_rows(results)
-    print_wide(_table(settings, rows))
+    print_wide(_table(run, rows))
     typer.echo(f"Report: {output / 'replay.md'}, {output / 'replay.json'}")
     everything = rows[-1]
     good = everything.successes == everything.followed == everything.episodes
     raise typer.Exit(0 if good else 1)
 
 
-def _table(settings: ReplaySettings, rows: list[ReplayRow]) -> Table:
+def _table(run: ReplayIdentity, rows: list[ReplayRow]) -> Table:
     from rich.table import Table
 
-    table = Table(title=f"replay: {settings.mistakes.in_words}", title_justify="left")
+    table = Table(title=f"replay: {run.mistakes.in_words}", title_justify="left")
     table.add_column("task", overflow="fold")
     for heading in (
         "success",

@@ -1,78 +1,38 @@
-"""Recorded actions of demonstrations in the simulator: do they still do what they did?
+"""``reflexarc eval replay-demos``: do recorded demonstrations still do what they did?
 
-A demonstration that does not replay teaches something else than it shows. Beside success stands
-how far the live hand strays from the recorded one, and two mistakes that a pipeline can make, on
-purpose: actions one step off, and rotations read in another layout.
+A demonstration that does not replay teaches something else than it shows. Finished demonstrations
+are on disk at once, so that a run that was killed goes on where it stopped.
 """
 
 from __future__ import annotations
 
-import json
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from statistics import median
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
-from reflexarc.contract.errors import ConfigError, DatasetError
+from reflexarc.contract.errors import ConfigError, DatasetError, SimulatorError
 from reflexarc.contract.policy_contract import FrozenModel
-from reflexarc.eval.baselines import Demonstration, ReplayActions
-from reflexarc.eval.intervals import wilson_interval
-from reflexarc.eval.videos import Film
+from reflexarc.eval.durable_log import DurableLog, unequal
+from reflexarc.eval.processes import exit_with_parent
+from reflexarc.eval.replay_episode import (
+    Replayed,
+    ReplayIdentity,
+    actions_sha256,
+    name_of,
+    replay_episode,
+)
 
 if TYPE_CHECKING:
     from reflexarc.data.libero_episode import Episode
-    from reflexarc.eval.libero.simulator import LiberoSimulator, RawState
+    from reflexarc.eval.libero.simulator import LiberoSimulator
     from reflexarc.eval.libero.suites import LiberoTask
 
-FloatRows = npt.NDArray[np.float64]
-ActionRotation = Literal["as_recorded", "euler", "reversed"]
-StateRotation = Literal["axis_angle", "euler"]
-LAYOUT = "eef3+axisangle3+fingers2"
-RADIANS_A_STEP = 0.5
-"""What a rotation delta of 1 asks of LIBERO's controller."""
-NEAR_METRES, NEAR_RADIANS = 0.005, 0.05
-"""A hand that strays further has not done what was recorded, even where the task succeeded."""
-_ROTATION = slice(3, 6)
-
-
-class Mistakes(FrozenModel):
-    """What is done wrong on purpose.
-
-    Attributes:
-        action_shift: 1 executes at step t the action of t + 1, as who takes observations that
-            stand after their action for ones before it; -1 the one of t - 1.
-        action_rotation: how rotation deltas are read: axis-angle as recorded, as Euler angles
-            (xyz), or with their axes in the order zyx.
-        state_rotation: how the live hand's orientation is written where axis-angle is expected.
-    """
-
-    action_shift: int = Field(default=0, ge=-20, le=20)
-    action_rotation: ActionRotation = "as_recorded"
-    state_rotation: StateRotation = "axis_angle"
-
-    @property
-    def in_words(self) -> str:
-        found = [
-            *([f"actions shifted by {self.action_shift}"] if self.action_shift else []),
-            *(
-                [f"rotation deltas read as {self.action_rotation}"]
-                if self.action_rotation != "as_recorded"
-                else []
-            ),
-            *(
-                ["the hand's orientation written as Euler angles"]
-                if self.state_rotation == "euler"
-                else []
-            ),
-        ]
-        return ", ".join(found) or "as recorded"
+Job = tuple["LiberoTask", "Episode"]
 
 
 class ReplaySettings(FrozenModel):
@@ -82,155 +42,78 @@ class ReplaySettings(FrozenModel):
         data: HDF5 file of LIBERO demonstrations, or a folder of them.
         tasks: parts of tasks' names that fit one each; empty for all.
         episodes: positions among each task's demonstrations; None for all.
-        settle_steps: steps that the arm holds still after the last action.
+        run: suite, mistakes, and steps to hold still after the last action.
     """
 
     data: Path
-    suite: str
+    run: ReplayIdentity
     tasks: tuple[str, ...] = ()
     episodes: tuple[int, ...] | None = None
-    settle_steps: int = Field(default=10, ge=0)
-    mistakes: Mistakes = Mistakes()
     workers: int = Field(default=1, ge=1, le=16)
 
 
-class Replayed(FrozenModel):
-    """One demonstration.
+class ReplayLog(DurableLog[Replayed]):
+    """The finished demonstrations of an output folder; refuses those of another run.
 
-    Attributes:
-        success: whether the task's goal held at some step.
-        steps: executed until then, or until the end.
-        length: actions of the demonstration.
-        position_error: largest distance of the live hand from the recorded one before an action,
-            in metres.
-        rotation_error: the same of its orientation, in radians.
+    Args:
+        actions: name of every demonstration of this run to the sha256 of its actions.
     """
 
-    task: str
-    demonstration: str
-    success: bool
-    steps: int
-    length: int
-    position_error: float
-    rotation_error: float
+    def __init__(
+        self,
+        folder: Path,
+        run: ReplayIdentity,
+        actions: dict[str, str],
+        notify: Callable[[str], None],
+    ) -> None:
+        def differences(one: Replayed) -> list[str]:
+            found = unequal(
+                (name, getattr(one.run, name), getattr(run, name))
+                for name in ReplayIdentity.model_fields
+            )
+            if actions.get(one.demonstration, one.actions_sha256) != one.actions_sha256:
+                found.append(
+                    f"actions_sha256: {one.demonstration} holds other actions than it did then"
+                )
+            return found
 
-    @property
-    def followed(self) -> bool:
-        """Whether the hand went where it had gone."""
-        return self.position_error <= NEAR_METRES and self.rotation_error <= NEAR_RADIANS
-
-
-def altered_actions(actions: FloatRows, mistakes: Mistakes) -> FloatRows:
-    """``float64 (T', 7)``: the actions as the mistakes make them, within LIBERO's limits."""
-    from scipy.spatial.transform import Rotation
-
-    changed = actions.copy()
-    if mistakes.action_rotation == "reversed":
-        changed[:, _ROTATION] = actions[:, _ROTATION][:, ::-1]
-    elif mistakes.action_rotation == "euler":
-        angles = actions[:, _ROTATION] * RADIANS_A_STEP
-        changed[:, _ROTATION] = Rotation.from_euler("xyz", angles).as_rotvec() / RADIANS_A_STEP
-    shift = mistakes.action_shift
-    if shift > 0:
-        changed = changed[shift:]
-    elif shift < 0:
-        changed = np.concatenate([np.repeat(changed[:1], -shift, axis=0), changed])
-    if not len(changed):
-        raise ConfigError(
-            f"--shift {shift} leaves nothing of a demonstration of {len(actions)} actions",
-            field="shift",
-        )
-    clipped: FloatRows = np.clip(changed, -1.0, 1.0)
-    return clipped
-
-
-def hand_errors(
-    recorded: FloatRows, live: Sequence[RawState], written: StateRotation
-) -> tuple[float, float]:
-    """Largest distance (metres) and angle (radians) between ``recorded (T, 8)`` and ``live``."""
-    from scipy.spatial.transform import Rotation
-
-    rows = min(len(recorded), len(live))
-    positions = np.stack([state.eef_position for state in live[:rows]])
-    quaternions = np.stack([state.eef_quaternion for state in live[:rows]])
-    turned = Rotation.from_quat(quaternions)
-    if written == "euler":  # the three numbers are then taken for an axis-angle
-        turned = Rotation.from_rotvec(turned.as_euler("xyz"))
-    expected = Rotation.from_rotvec(recorded[:rows, _ROTATION])
-    distance = np.linalg.norm(positions - recorded[:rows, :3], axis=1)
-    return float(distance.max()), float((expected.inv() * turned).magnitude().max())
-
-
-def replay_episode(
-    simulator: LiberoSimulator, episode: Episode, settings: ReplaySettings
-) -> Replayed:
-    """Reset as the demonstration began, execute its actions, and compare."""
-    mistakes = settings.mistakes
-    actions = altered_actions(episode.actions(), mistakes)
-    source = ReplayActions(
-        Demonstration(actions, f"{episode.path.name}/{episode.demo}", episode),
-        simulator,
-        replan_steps=1,
-        film=Film(wanted=False),
-    )
-    _begin(simulator, episode)
-    live, success, steps = [], False, 0
-    for step in range(len(actions) + settings.settle_steps):
-        if step < episode.length:
-            live.append(simulator.observe_state())
-        success = simulator.step(source.next_action(step))
-        steps = step + 1
-        if success:
-            break
-    distance, angle = hand_errors(episode.states(LAYOUT), live, mistakes.state_rotation)
-    return Replayed(
-        task=episode.task_name,
-        demonstration=f"{episode.path.name}/{episode.demo}",
-        success=success,
-        steps=steps,
-        length=episode.length,
-        position_error=distance,
-        rotation_error=angle,
-    )
-
-
-def _begin(simulator: LiberoSimulator, episode: Episode) -> None:
-    """From its seed, which gives fixtures and controller too; files without one from a state."""
-    if episode.seed is not None:
-        simulator.reset_seeded(episode.seed)
-        return
-    from reflexarc.data.libero_layout import open_hdf5, require_dataset
-
-    with open_hdf5(episode.path) as file:
-        states = require_dataset(file, episode.path, episode.demo, "states")
-        first = np.asarray(states[0], dtype=np.float64)
-        raw = np.asarray(file[f"data/{episode.demo}/actions"][0], dtype=np.float64)
-    simulator.reset_to_state(first, wait_steps=0)
-    if episode.alignment == "after_action":  # its first row was seen after this action
-        simulator.step(raw)
+        super().__init__(folder, Replayed, "a replayed demonstration", differences, notify)
 
 
 def replay(
-    settings: ReplaySettings, *, on_episode: Callable[[Replayed], object] = lambda one: None
+    settings: ReplaySettings,
+    output: Path,
+    *,
+    notify: Callable[[str], None] = print,
+    on_progress: Callable[[int, int], object] = lambda finished, total: None,
 ) -> list[Replayed]:
-    """Every chosen demonstration, task by task.
+    """Every chosen demonstration, task by task; those that ``output`` holds are not run again.
 
-    Raises DatasetError for data that does not read or tasks that the suite has not.
+    ``on_progress`` is called with how many there are finished, and of how many.
+
+    Raises DatasetError for data that does not read or tasks that the suite has not, ResultsError
+    for an output folder of another run, and SimulatorError for a simulator that died.
     """
     jobs = plan_replay(settings)
-    found: list[Replayed] = []
-    for one in _results(settings, jobs):
-        found.append(one)
-        on_episode(one)
-    return found
+    names = [name_of(episode) for _, episode in jobs]
+    actions = {name_of(episode): actions_sha256(episode.actions()) for _, episode in jobs}
+    with ReplayLog(output, settings.run, actions, notify) as log:
+        found = {one.demonstration: one for one in log.results}
+        left = [job for job, name in zip(jobs, names, strict=True) if name not in found]
+        on_progress(len(jobs) - len(left), len(jobs))
+        for one in _results(settings, left):
+            log.append(one)
+            found[one.demonstration] = one
+            on_progress(sum(name in found for name in names), len(jobs))
+    return [found[name] for name in names]
 
 
-def plan_replay(settings: ReplaySettings) -> list[tuple[LiberoTask, list[Episode]]]:
-    """Tasks with the demonstrations to replay; nothing is simulated."""
+def plan_replay(settings: ReplaySettings) -> list[Job]:
+    """The demonstrations to replay, task by task; nothing is simulated."""
     from reflexarc.data.libero_hdf5 import open_libero
     from reflexarc.eval.libero.suites import load_tasks
 
-    known = {task.name: task for task in load_tasks(settings.suite)}
+    known = {task.name: task for task in load_tasks(settings.run.suite)}
     by_task: dict[str, list[Episode]] = {}
     for episode in open_libero([settings.data]).episodes:
         by_task.setdefault(episode.task_name, []).append(episode)
@@ -240,12 +123,12 @@ def plan_replay(settings: ReplaySettings) -> list[tuple[LiberoTask, list[Episode
             raise ConfigError(
                 f"--tasks: {text!r} fits none of: {', '.join(by_task)}", field="tasks"
             )
-    jobs = []
+    jobs: list[Job] = []
     for name in wanted:
         if name not in known:
             raise DatasetError(
                 f"{settings.data} holds demonstrations of {name}, which is no task of "
-                f"{settings.suite}; name its suite with --suite",
+                f"{settings.run.suite}; name its suite with --suite",
                 field="suite",
             )
         members = by_task[name]
@@ -256,115 +139,66 @@ def plan_replay(settings: ReplaySettings) -> list[tuple[LiberoTask, list[Episode
                 f"--episodes: {name} has {len(members)} demonstrations: 0-{len(members) - 1}",
                 field="episodes",
             )
-        jobs.append((known[name], chosen))
+        jobs.extend((known[name], episode) for episode in chosen)
     return jobs
 
 
-def _results(
-    settings: ReplaySettings, jobs: list[tuple[LiberoTask, list[Episode]]]
-) -> Iterator[Replayed]:
-    if settings.workers == 1:
-        for task, episodes in jobs:
-            yield from _replay_task(task, episodes, settings)
+def _results(settings: ReplaySettings, jobs: Sequence[Job]) -> Iterator[Replayed]:
+    if settings.workers == 1 or len(jobs) < 2:
+        with _HeldSimulator() as held:
+            for task, episode in jobs:
+                yield replay_episode(held.of(task), episode, settings.run)
         return
-    parts = [
-        (task, episodes[first :: settings.workers])
-        for task, episodes in jobs
-        for first in range(min(settings.workers, len(episodes)))
-    ]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(settings.workers, mp_context=context) as pool:
-        futures = [pool.submit(_replayed, task, part, settings) for task, part in parts]
-        for future in futures:
-            yield from future.result()
+    with ProcessPoolExecutor(
+        min(settings.workers, len(jobs)), mp_context=context, initializer=exit_with_parent
+    ) as pool:
+        futures = [pool.submit(_replayed, task, episode, settings.run) for task, episode in jobs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise SimulatorError(
+                "a simulator process died, most likely for lack of memory (each needs about "
+                "1 GB); finished demonstrations are kept: run the same command with fewer "
+                "--workers"
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _replayed(
-    task: LiberoTask, episodes: list[Episode], settings: ReplaySettings
-) -> list[Replayed]:
-    return list(_replay_task(task, episodes, settings))
+class _HeldSimulator:
+    """The simulator of the last task; jobs come task by task, and making one takes seconds."""
+
+    def __init__(self) -> None:
+        self._task: str | None = None
+        self._simulator: LiberoSimulator | None = None
+
+    def __enter__(self) -> _HeldSimulator:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def of(self, task: LiberoTask) -> LiberoSimulator:
+        """Of this task, made where another was held."""
+        from reflexarc.eval.libero.simulator import LiberoSimulator
+
+        if self._simulator is None or self._task != task.name:
+            self.close()
+            self._simulator = LiberoSimulator(task, render=False)
+            self._task = task.name
+        return self._simulator
+
+    def close(self) -> None:
+        """Free it. May be called twice."""
+        if self._simulator is not None:
+            self._simulator.close()
+            self._simulator = None
 
 
-def _replay_task(
-    task: LiberoTask, episodes: Sequence[Episode], settings: ReplaySettings
-) -> Iterator[Replayed]:
-    from reflexarc.eval.libero.simulator import LiberoSimulator
-
-    with LiberoSimulator(task, render=False) as simulator:
-        for episode in episodes:
-            yield replay_episode(simulator, episode, settings)
+_held = _HeldSimulator()  # a pool's process has one; nothing else uses it
 
 
-class ReplayRow(FrozenModel):
-    """One line of the report: a task, or all of them."""
-
-    name: str
-    episodes: int
-    successes: int
-    followed: int
-    low: float
-    high: float
-    median_steps: float
-    position_error_mm: float
-    rotation_error: float
-
-
-def summary_rows(results: Sequence[Replayed]) -> list[ReplayRow]:
-    """A row a task, and last one of all; errors are the largest."""
-    names = list(dict.fromkeys(one.task for one in results))
-    groups = [(name, [one for one in results if one.task == name]) for name in names]
-    rows = []
-    for name, members in [*groups, ("all", list(results))]:
-        successes = sum(one.success for one in members)
-        interval = wilson_interval(successes, len(members))
-        rows.append(
-            ReplayRow(
-                name=name,
-                episodes=len(members),
-                successes=successes,
-                followed=sum(one.followed for one in members),
-                low=interval.low,
-                high=interval.high,
-                median_steps=median(one.steps for one in members),
-                position_error_mm=1000 * max(one.position_error for one in members),
-                rotation_error=max(one.rotation_error for one in members),
-            )
-        )
-    return rows
-
-
-def markdown(settings: ReplaySettings, rows: Sequence[ReplayRow]) -> str:
-    """The report: what was done, and a table."""
-    lines = [
-        f"# Replay of demonstrations: {settings.mistakes.in_words}",
-        "",
-        f"{settings.suite}, {rows[-1].episodes} demonstrations. *Followed*: the hand never strayed "
-        f"more than {1000 * NEAR_METRES:g} mm and {NEAR_RADIANS:g} rad from the recorded one. "
-        "Errors are the largest.",
-        "",
-        "| task | success | 95 % | followed | median steps | position (mm) | rotation (rad) |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row.name} | {row.successes} of {row.episodes} | {100 * row.low:.0f} to "
-            f"{100 * row.high:.0f} | {row.followed} of {row.episodes} | {row.median_steps:g} | "
-            f"{row.position_error_mm:.2f} | {row.rotation_error:.3f} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def write_replay(output: Path, settings: ReplaySettings, results: Sequence[Replayed]) -> None:
-    """``replay.json`` with every demonstration, and ``replay.md``."""
-    rows = summary_rows(results)
-    values = {
-        "settings": settings.model_dump(mode="json"),
-        "rows": [row.model_dump() for row in rows],
-        "demonstrations": [one.model_dump() for one in results],
-    }
-    output.mkdir(parents=True, exist_ok=True)
-    texts = {"replay.json": json.dumps(values, indent=1), "replay.md": markdown(settings, rows)}
-    for name, text in texts.items():
-        temporary = output / f".{name}.{os.getpid()}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(output / name)
+def _replayed(task: LiberoTask, episode: Episode, run: ReplayIdentity) -> Replayed:
+    return replay_episode(_held.of(task), episode, run)
