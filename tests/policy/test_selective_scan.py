@@ -189,6 +189,28 @@ def test_the_blocked_scan_is_the_same_however_its_work_is_cut(
         assert torch.equal(found()[0], alone[0])
 
 
+def test_memory_first_used_for_inference_serves_training(backend: Backend) -> None:
+    def infer_then_train() -> list[Tensor]:
+        inputs = scan_inputs(2, 30, 128, 16)
+        with torch.inference_mode():
+            selective_scan(*inputs, softplus=True, backend=backend)
+        y = selective_scan(*inputs, softplus=True, backend=backend)
+        return gradients(y, inputs)
+
+    with ThreadPoolExecutor(1) as pool:  # a new thread keeps no memory yet
+        found = pool.submit(infer_then_train).result()
+    assert all(tensor.isfinite().all() for tensor in found)
+
+
+@pytest.mark.usefixtures("threads")
+def test_torch_divides_nothing_within_a_task_and_as_before_after_it() -> None:
+    torch.set_num_threads(3)
+    seen: list[int] = []
+    tasks.run([lambda: seen.append(torch.get_num_threads())] * 3)
+    assert seen == [1, 1, 1]
+    assert torch.get_num_threads() == 3
+
+
 def test_an_error_on_one_thread_is_the_callers() -> None:
     done: list[int] = []
 

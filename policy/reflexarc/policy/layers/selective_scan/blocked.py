@@ -3,7 +3,7 @@
 Materialising the states ``(batch, length, channels, state)`` at once costs more time
 in page faults than in arithmetic, so rows and steps are walked in blocks whose scratch buffers
 stay in the processor's cache and are used again. The backward pass keeps one state a block and
-computes the others anew. Buffers belong to the call: any number of threads may scan at once. On
+computes the others anew. Buffers belong to a thread: any number of threads may scan at once. On
 several threads each takes its own channels or rows through a forward pass (:mod:`.tasks`); every
 value comes from the same operations in the same order however the work is cut.
 
@@ -37,6 +37,8 @@ CPU_STEP_VALUES = 1 << 15
 CPU_TASK_VALUES = 1 << 19
 # An accelerator has no such cache; there only the peak of memory is bounded.
 ACCELERATOR_BUFFER_VALUES = 1 << 26
+# Four vectors of the longest kind: what an operation of torch does at a time.
+VALUES_IN_A_LOOP = 64
 
 
 def scan(
@@ -44,28 +46,55 @@ def scan(
     gate: Tensor | None, softplus: bool,
 ) -> Tensor:  # fmt: skip
     """As :func:`reflexarc.policy.layers.selective_scan.selective_scan`; all of one dtype."""
-    if softplus:
-        delta = F.softplus(delta)
-    y = _scan(u, delta, A, B, C)
+    inputs = (u, delta, A, B, C, D, gate)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
+        if softplus:
+            delta = F.softplus(delta)
+        y: Tensor = _SelectiveScan.apply(u, delta, A, B, C)  # type: ignore[no-untyped-call]
+        if D is not None:
+            y = torch.addcmul(y, u, D)  # keeps u · D from being materialised
+        return y if gate is None else y * F.silu(gate)
+    if u.shape[2] % VALUES_IN_A_LOOP == 0:
+        return _forward(u, delta, A, B, C, around=_Around(softplus, D, gate))
+    y = _forward(u, F.softplus(delta) if softplus else delta, A, B, C)
     if D is not None:
-        y = torch.addcmul(y, u, D)  # keeps u · D from being materialised
-    return y if gate is None else y * F.silu(gate)
+        y.addcmul_(u, D)
+    return y if gate is None else y.mul_(F.silu(gate))
 
 
-def _scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    inputs = (u, delta, A, B, C)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
-        y: Tensor = _SelectiveScan.apply(*inputs)  # type: ignore[no-untyped-call]
-        return y
-    return _forward(u, delta, A, B, C, checkpoints=None)
+class _Around(NamedTuple):
+    """What a pass without gradients does before and after the scan, in the task that scans.
+
+    Only where channels fill whole loops: elsewhere torch takes the functions of what remains in
+    another way, and a served chunk would differ from the trained one in its last bits.
+    """
+
+    softplus: bool = False
+    D: Tensor | None = None
+    gate: Tensor | None = None
+
+    def step_sizes(self, delta: Tensor, rows: slice, channels: slice) -> Tensor:
+        cut = delta[rows, :, channels]
+        if not self.softplus:
+            return cut
+        positive: Tensor = torch.ops.aten.softplus.out(cut, out=tasks.workspace("delta", cut))
+        return positive
+
+    def finish(self, y: Tensor, u: Tensor, rows: slice, channels: slice) -> None:
+        """``y`` of these rows and channels, in place."""
+        if self.D is not None:
+            y.addcmul_(u, self.D[channels])
+        if self.gate is not None:
+            cut = self.gate[rows, :, channels]
+            y.mul_(torch.ops.aten.silu.out(cut, out=tasks.workspace("gate", cut)))
 
 
 class _Scratch(NamedTuple):
     """``values (steps, rows, state, channels)``, and a view of each step.
 
     The views are made once and serve all blocks: making one costs as much as a small product.
-    ``padded`` are the same values and, of 64, as many more as fill whole vectors: torch takes a
-    power of the values that do not fill one by another function, whose last bit differs.
+    ``padded`` are the same values and as many more as fill whole loops: torch takes a power of the
+    values that do not fill one by another function, whose last bit differs.
     """
 
     values: Tensor
@@ -73,9 +102,9 @@ class _Scratch(NamedTuple):
     padded: Tensor
 
     @classmethod
-    def of(cls, like: Tensor, steps: int, rows: int, At: Tensor) -> _Scratch:
+    def of(cls, name: str, steps: int, rows: int, At: Tensor) -> _Scratch:
         shape = (steps, rows, *At.shape)
-        padded = like.new_zeros(_whole_vectors(math.prod(shape)))
+        padded = tasks.workspace(name, At, (_whole_loops(math.prod(shape)),))
         values = padded[: math.prod(shape)].view(shape)
         return cls(values, values.unbind(0), padded)
 
@@ -83,11 +112,11 @@ class _Scratch(NamedTuple):
         if steps == len(self.each):
             return self
         values = self.values[:steps]
-        return _Scratch(values, self.each[:steps], self.padded[: _whole_vectors(values.numel())])
+        return _Scratch(values, self.each[:steps], self.padded[: _whole_loops(values.numel())])
 
 
-def _whole_vectors(values: int) -> int:
-    return -(-values // 64) * 64
+def _whole_loops(values: int) -> int:
+    return -(-values // VALUES_IN_A_LOOP) * VALUES_IN_A_LOOP
 
 
 class _Blocks:
@@ -135,13 +164,13 @@ def _states(
 ) -> None:  # fmt: skip
     """Fill ``decay`` with exp(delta·A) and ``states`` with h of one block, in place.
 
-    ``delta`` and ``du = delta·u`` are ``(steps, rows, channels)``, ``B`` ``(steps, rows, state)``,
-    ``At`` ``(state, channels)`` in units of ln 2, ``carry`` the state before the block or None at
-    the start.
+    ``delta`` and ``du = delta·u`` are ``(steps, rows, 1, channels)``, ``B`` ``(steps, rows, state,
+    1)``, ``At`` ``(state, channels)`` in units of ln 2, ``carry`` the state before the block or
+    None at the start.
     """
-    torch.mul(delta.unsqueeze(2), At, out=decay.values)
+    torch.mul(delta, At, out=decay.values)
     decay.padded.exp2_()
-    torch.mul(du.unsqueeze(2), B.unsqueeze(3), out=states.values)
+    torch.mul(du, B, out=states.values)
     if carry is None:
         _accumulate(states.each[1:], decay.each[1:], states.each[:-1])
     else:
@@ -189,13 +218,12 @@ def _parts(blocks: _Blocks, state: int, channels: int, device: torch.device) -> 
     if threads == 1:
         return [_Part(rows, slice(0, channels), blocks.steps) for rows in blocks.row_blocks()]
     threads = min(threads, blocks.batch * blocks.length * channels * state // CPU_TASK_VALUES)
-    # Small enough for torch not to divide an operation, and at best four steps or more.
-    most = tasks.VALUES_ON_ONE_THREAD // state
-    rows_each = max(1, min(-(-blocks.batch // max(1, threads)), most // (4 * channels)))
+    budget = tasks.values_on_one_thread(CPU_BUFFER_VALUES)
+    rows_each = max(1, min(-(-blocks.batch // max(1, threads)), blocks.rows))
     threads_a_row = max(1, -(-threads * rows_each // blocks.batch))
-    # In fours of vectors: what remains at the end, a sum adds in another order.
-    channels_each = 64 * -(-channels // (64 * threads_a_row))
-    steps = max(1, min(blocks.steps, most // (rows_each * min(channels, channels_each))))
+    # In whole loops: what remains at the end, a sum adds in another order.
+    channels_each = VALUES_IN_A_LOOP * -(-channels // (VALUES_IN_A_LOOP * threads_a_row))
+    steps = max(1, min(blocks.length, budget // (rows_each * state * min(channels, channels_each))))
     return [
         _Part(rows, columns, steps)
         for rows in _pieces(0, blocks.batch, rows_each)
@@ -204,12 +232,12 @@ def _parts(blocks: _Blocks, state: int, channels: int, device: torch.device) -> 
 
 
 def _forward(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, checkpoints: Tensor | None
-) -> Tensor:
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
+    checkpoints: Tensor | None = None, around: _Around | None = None,
+) -> Tensor:  # fmt: skip
     """``checkpoints (blocks, batch, state, channels)`` receives the state after each block."""
-    blocks = _Blocks(u, A.shape[1])
+    blocks, around = _Blocks(u, A.shape[1]), around or _Around()
     y = u.new_empty(u.shape)
-    du = delta * u
     At = (A.t() * LOG2_E).contiguous()
     # Without checkpoints there is nothing to do at the end of a block.
     stops = blocks.step_blocks() if checkpoints is not None else [slice(0, blocks.length)]
@@ -219,13 +247,19 @@ def _forward(
         cut = [_pieces(block.start, block.stop, size) for block in stops]
         counts = [piece.stop - piece.start for pieces in cut for piece in pieces]
         ends = {sum(map(len, cut[: i + 1])) - 1: i for i in range(len(cut))}
-        # All views at once: making one costs as much as an operation on a small block.
-        delta_p, du_p, y_p = (
-            x[rows, :, channels].transpose(0, 1).split_with_sizes(counts) for x in (delta, du, y)
+        u_part, y_part = u[rows, :, channels], y[rows, :, channels]
+        delta_part = around.step_sizes(delta, rows, channels)
+        du_part = torch.mul(delta_part, u_part, out=tasks.workspace("du", u_part))
+        # All views at once: making one costs as much as an operation on a small block, and
+        # every call is one more at which threads wait for the interpreter.
+        delta_p, du_p = (
+            x.transpose(0, 1).unsqueeze(2).split_with_sizes(counts) for x in (delta_part, du_part)
         )
-        B_p, C_p = (_time_major(x, rows).split_with_sizes(counts) for x in (B, C))
+        y_p = y_part.transpose(0, 1).split_with_sizes(counts)
+        B_p, C_p = (_time_major(x, rows)[..., None].split_with_sizes(counts) for x in (B, C))
         At_p = At[:, channels].contiguous()
-        buffers = [_Scratch.of(u, size, rows.stop - rows.start, At_p) for _ in range(2)]
+        row_count = rows.stop - rows.start
+        buffers = [_Scratch.of(name, size, row_count, At_p) for name in ("decay", "states")]
         carry_buffer = torch.empty_like(buffers[0].each[0])
         carry: Tensor | None = None
         for index, count in enumerate(counts):
@@ -233,9 +267,10 @@ def _forward(
             _states(decay, states, delta_p[index], du_p[index], At_p, B_p[index], carry)
             carry = carry_buffer.copy_(states.each[-1])
             # Torch's product of matrices would take threads of its own.
-            torch.sum(states.values.mul_(C_p[index].unsqueeze(3)), 2, out=y_p[index])
+            torch.sum(states.values.mul_(C_p[index]), 2, out=y_p[index])
             if checkpoints is not None and index in ends:
                 checkpoints[ends[index], rows, :, channels] = carry_buffer
+        around.finish(y_part, u_part, rows, channels)
 
     parts = _parts(blocks, A.shape[1], A.shape[0], u.device)
     tasks.run([partial(scan_part, part) for part in parts])
@@ -266,12 +301,16 @@ class _SelectiveScan(torch.autograd.Function):
                 _time_major(tensor, rows) for tensor in (u, delta, B, C, grad_y)
             )
             du = delta_r * u_r
-            buffers = [_Scratch.of(u, blocks.steps, u_r.shape[1], At) for _ in range(3)]
+            names = ("decay", "states", "grads")
+            buffers = [_Scratch.of(name, blocks.steps, u_r.shape[1], At) for name in names]
             from_later: Tensor | None = None
             for index, steps in reversed(list(enumerate(blocks.step_blocks()))):
                 decay, states, grads = (s.first(steps.stop - steps.start) for s in buffers)
                 carry = checkpoints[index - 1, rows] if index else None
-                _states(decay, states, delta_r[steps], du[steps], At_of_2, B_r[steps], carry)
+                _states(
+                    decay, states, delta_r[steps].unsqueeze(2), du[steps].unsqueeze(2), At_of_2,
+                    B_r[steps].unsqueeze(3), carry,
+                )  # fmt: skip
                 gy = gy_r[steps]
                 _set(grad_C, rows, steps, _contract_channels(gy, states.values))
                 torch.mul(gy.unsqueeze(2), C_r[steps].unsqueeze(3), out=grads.values)

@@ -24,7 +24,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     if x.device.type == "cpu":
         y: Tensor = _ShiftedTaps.apply(x, weight, bias)  # type: ignore[no-untyped-call]
-        return F.silu(y)
+        return F.silu(y, inplace=not y.requires_grad)
     taps, length = weight.shape[1], x.shape[1]
     channels_first = F.conv1d(
         x.transpose(1, 2), weight[:, None], bias, padding=taps - 1, groups=len(weight)
