@@ -17,11 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from reflexarc.data.generated import GeneratedSettings, write_generated
 from reflexarc.data.libero_hdf5 import open_libero
+from reflexarc.data.mobile.writing import write_episode
 from reflexarc.training.config import Recipe
 from reflexarc.training.recipe_files import load_recipe
 from reflexarc.training.session import execute, open_run_folder, plan
@@ -72,6 +74,19 @@ def train(loaded: Recipe, output: Path, init_from: Path | None = None) -> dict[s
     return curves
 
 
+def write_coloured_episodes(folder: Path) -> None:
+    """Eight episodes of 24 steps of two instructions; the base goes where the frame is reddest."""
+    folder.mkdir()
+    for number in range(8):
+        random = np.random.default_rng(number)
+        colour = random.integers(0, 256, (24, 1, 1, 3))
+        images = np.broadcast_to(colour, (24, 32, 32, 3)).astype(np.uint8)
+        velocities = 0.4 * (colour[:, 0, 0, :2] / 127.5 - 1)
+        told = f"navigate to the {('red box', 'blue ball')[number % 2]}"
+        path = folder / f"episode_{number}.h5"
+        write_episode(path, images, velocities, told, control_hz=5.0, expert_actions=velocities)
+
+
 def compare(name: str, found: dict[str, Any]) -> None:
     path = GOLDEN / f"{name}.json"
     if os.environ.get("REFLEXARC_WRITE_GOLDEN"):
@@ -118,6 +133,32 @@ def test_action_chunks(generated: Path, tmp_path: Path) -> None:
     compare("debug_vjepa2_head", found)
     total = found["train"]["total"]
     assert total[-1] < 0.8 * total[0]
+
+
+def test_layers_of_geometry_and_meaning(generated: Path, tmp_path: Path) -> None:
+    shorter = ("training.steps=80", "training.validate_every=40", "optimizer.learning_rate=1.0e-3")
+    found = train(recipe("debug_qwen_geometry", generated, *shorter), tmp_path / "run")
+    compare("debug_qwen_geometry", found)
+    total = found["train"]["total"]
+    assert total[-1] < 0.9 * total[0]
+
+
+def test_velocities(tmp_path: Path) -> None:
+    """A small Mobile VLA on episodes whose velocity follows from the frame's colour."""
+    write_coloured_episodes(tmp_path / "mobile")
+    loaded = load_recipe("mobile_vla_small", [
+        f"data.paths=['{tmp_path / 'mobile'}']", "reporting.tensorboard=false",
+        "policy={backbone: {name: compact, vision: {name: tiny_random, pool: 1}, width: 16,"
+        " queries: {number: 4, key_width: 8, hidden: 8, values: 4}}, lstm_hidden: 16,"
+        " head_hidden: [16], head_sees_frame: true}",
+        "language.encoder=hashed", "contract.image_size=32", "data.feature_dtype=fp32",
+        "optimizer.learning_rate=5.0e-3",
+        "training={batch_size: 8, steps: 60, validate_every: 30, log_every: 10, seed: 0}",
+    ])  # fmt: skip
+    found = train(loaded, tmp_path / "run")
+    compare("mobile_vla", found)
+    total = found["train"]["total"]
+    assert total[-1] < 0.9 * total[0]
 
 
 def test_two_stages(generated: Path, tmp_path: Path) -> None:

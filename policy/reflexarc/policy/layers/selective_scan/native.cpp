@@ -13,6 +13,10 @@
 #include <cstring>
 #include <vector>
 
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64
 #elif defined(__AVX__)
@@ -56,12 +60,32 @@ template <class T> T sum_of_lanes(const Vec<T> &v) {
 
 // ---- elementary functions ------------------------------------------------------------------
 
-// Polynomials of Cephes' expf and logf: about one unit in the last place. Comparisons are written
-// so that a NaN stays one. A cast between vectors keeps the bits. Arguments below -86 give exp(-86) = 4e-38, those above 88 exp(88).
+// A NaN stays one. Compilers make two operations of the comparison, and clamps are a tenth of a scan.
+inline Vec<float> at_least(float low, const Vec<float> &x) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_max_ps((__m512)splat(low), (__m512)x);
+#elif defined(__AVX__)
+  return (Vec<float>)_mm256_max_ps((__m256)splat(low), (__m256)x);
+#else
+  return x < low ? splat(low) : x;
+#endif
+}
+
+inline Vec<float> at_most(float high, const Vec<float> &x) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_min_ps((__m512)splat(high), (__m512)x);
+#elif defined(__AVX__)
+  return (Vec<float>)_mm256_min_ps((__m256)splat(high), (__m256)x);
+#else
+  return x > high ? splat(high) : x;
+#endif
+}
+
+// Polynomials of Cephes' expf and logf: about one unit in the last place. A cast between vectors
+// keeps the bits. Arguments below -86 give exp(-86) = 4e-38, those above 88 exp(88).
 inline Vec<float> exponential(Vec<float> x) {
   typedef int32_t Int __attribute__((vector_size(VECTOR_BYTES)));
-  x = x < -86.0f ? splat(-86.0f) : x;
-  x = x > 88.0f ? splat(88.0f) : x;
+  x = at_most(88.0f, at_least(-86.0f, x));
   const float round_to_integer = 12582912.0f;  // 1.5 * 2^23: the sum's low bits are the integer
   Vec<float> shifted = x * 1.44269504088896341f + round_to_integer;
   Vec<float> n = shifted - round_to_integer;
@@ -85,8 +109,7 @@ inline Vec<float> exponential(Vec<float> x) {
 // not drift. Beyond 2^-125 and 2^127 it saturates.
 inline Vec<float> power_of_two(Vec<float> x) {
   typedef int32_t Int __attribute__((vector_size(VECTOR_BYTES)));
-  x = x < -125.0f ? splat(-125.0f) : x;
-  x = x > 127.0f ? splat(127.0f) : x;
+  x = at_most(127.0f, at_least(-125.0f, x));
   const float round_to_integer = 12582912.0f;
   Vec<float> shifted = x + round_to_integer;
   Vec<float> f = x - (shifted - round_to_integer);
@@ -122,7 +145,7 @@ inline Vec<float> logarithm(Vec<float> x) {  // of normal positive numbers
 }
 
 inline Vec<float> softplus(Vec<float> x) {  // log(1 + exp(x)), exact for small exp(x) as well
-  Vec<float> e = exponential(x > 20.0f ? splat(20.0f) : x), u = e + 1.0f;
+  Vec<float> e = exponential(at_most(20.0f, x)), u = e + 1.0f;
   Vec<float> y = logarithm(u) + (e - (u - 1.0f)) / u;
   y = x > 20.0f ? x : y;
   return x == x ? y : x;
@@ -243,8 +266,8 @@ template <class T> struct BackwardTask {
   using V = Vec<T>;
   const Scan<T> &s;
   const int64_t b, group, first_block, blocks, N;
-  // Of one chunk and block: decays, and states with the one before the chunk in front.
-  std::vector<V> decay, states;
+  // Of one chunk and block: step sizes, decays, and states with the one before the chunk in front.
+  std::vector<V> step, decay, states;
   // Of one chunk, summed over the group's blocks.
   std::vector<V> sum_B, sum_C;
   // Of the group's blocks.
@@ -253,7 +276,7 @@ template <class T> struct BackwardTask {
   BackwardTask(const Scan<T> &scan, int64_t row, int64_t group_index)
       : s(scan), b(row), group(group_index), first_block(group_index * kBlocksInGroup),
         blocks(std::min(kBlocksInGroup, blocks_of<T>(scan.channels) - first_block)), N(scan.state),
-        decay(s.chunk * N), states((s.chunk + 1) * N), sum_B(s.chunk * N), sum_C(s.chunk * N),
+        step(s.chunk), decay(s.chunk * N), states((s.chunk + 1) * N), sum_B(s.chunk * N), sum_C(s.chunk * N),
         A(blocks * N), from_later(blocks * N, V{}), sum_A(blocks * N, V{}), sum_D(blocks, V{}) {}
 
   void run() {
@@ -283,6 +306,7 @@ template <class T> struct BackwardTask {
     else std::fill(states.begin(), states.begin() + N, V{});
     for (int64_t t = begin; t < end; ++t) {
       const V d = step_size(s, k, t), du = d * load(s.u.at(b, t) + k.first, k.count);
+      step[t - begin] = d;
       const T *B = s.B.at(b, t);
       V *h = &states[(t - begin) * N], *a = &decay[(t - begin) * N];
       for (int64_t n = 0; n < N; ++n) {
@@ -298,7 +322,7 @@ template <class T> struct BackwardTask {
     const V *before = &states[place * N], *after = before + N, *a = &decay[place * N];
     V *later = &from_later[i * N], *to_A = &sum_A[i * N];
     V *to_B = &sum_B[place * N], *to_C = &sum_C[place * N];
-    const V d = step_size(s, k, t), x = load(s.u.at(b, t) + k.first, k.count), du = d * x;
+    const V d = step[place], x = load(s.u.at(b, t) + k.first, k.count), du = d * x;
     const V D = s.D ? load(s.D + k.first, k.count) : V{};
     V grad = load(s.grad_y.at(b, t) + k.first, k.count);
     if (s.gate.data) {
