@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -59,6 +62,28 @@ def test_arms_share_a_store_and_are_compared(data: Path, tmp_path: Path) -> None
     }  # fmt: skip
     assert groups == {"debug_qwen_geometry_geometry"}
     assert "found" in (output / "pool.log").read_text()
+
+
+@pytest.mark.slow
+def test_an_arm_ends_with_its_command_and_keeps_what_it_has(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "arms"
+    arguments = command(data, output, "--arms", "none", "--set", "training.steps=100000")
+    run = [sys.executable, "-c", "from reflexarc.cli.main import main; main()", *arguments]
+    with subprocess.Popen(run, start_new_session=True) as process:
+        metrics = output / "none" / "metrics.jsonl"
+        wait_for(lambda: metrics.is_file() and metrics.read_text().count("\n") > 20)
+        process.kill()
+    wait_for((output / "none" / "last").exists)
+    lines = metrics.read_text().count("\n")
+    time.sleep(2)
+    assert metrics.read_text().count("\n") == lines
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.2)
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,15 @@ def test_a_store_of_another_encoder_is_refused_before_the_first_step(
         find_features(store, other.feature_key)
 
 
+def test_a_store_of_the_same_views_in_another_order_is_not_taken(data: Path, shared: Path) -> None:
+    """A frame's tokens stand in the order of the contract's cameras."""
+    turned = prepared(data, "contract.cameras=[eye_in_hand, agentview]")
+    (store,) = (path.parent for path in shared.glob("*/index.json"))
+    said = "cameras: agentview, eye_in_hand in the store, eye_in_hand, agentview wanted"
+    with pytest.raises(ConfigError, match=said):
+        find_features(store, turned.feature_key)
+
+
 class NoSynchronisation(TorchDispatchMode):
     """Fails where a value of a tensor is asked for: on an accelerator the host would wait."""
 

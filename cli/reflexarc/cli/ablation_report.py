@@ -135,7 +135,9 @@ def _draw(runs: Sequence[Curves], costs: Sequence[ArmCosts], success: Mapping[st
             metric = "total" if kind == "train" else run.best_metric
             curves = getattr(run, kind)
             if metric in curves:
-                axis.plot(*curves[metric].T, color=color, label=name, lw=1.2)
+                points = curves[metric]
+                marker = "o" if len(points) == 1 else None  # one point makes no line
+                axis.plot(*points.T, color=color, label=name, lw=1.2, marker=marker)
         axis.set_title("training loss" if kind == "train" else f"held out: {runs[0].best_metric}")
         axis.set_xlabel("step")
         axis.set_yscale("log")

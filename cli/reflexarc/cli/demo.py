@@ -15,12 +15,12 @@ from typing import Annotated
 
 import typer
 
+from reflexarc.cli.child_process import own_command
 from reflexarc.cli.extras import require
 from reflexarc.contract.errors import CheckpointError, ConfigError, ServerUnavailableError
 
 START_SECONDS = 180.0
 STOP_SECONDS = 40.0
-_REFLEXARC = (sys.executable, "-c", "from reflexarc.cli.main import main; main()")
 
 
 def register(app: typer.Typer) -> None:
@@ -63,7 +63,7 @@ def demo(
             *("--videos", "all", "--workers", str(workers), "--output", str(output)),
         ]
         typer.echo(f"Evaluating: reflexarc {' '.join(arguments)}")
-        status = subprocess.run([*_REFLEXARC, *arguments], check=False).returncode
+        status = subprocess.run([*own_command(), *arguments], check=False).returncode
     if status != 0:
         typer.secho(
             f"The evaluation ended with status {status}; the server's log is {output}/server.log",
@@ -105,11 +105,14 @@ def serving(checkpoint: Path, port: int, log: Path, options: Sequence[str] = ())
     """
     # By default SIGTERM would end this process at once and leave the server behind.
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    command = [*_REFLEXARC, "serve", "--ckpt", str(checkpoint), "--port", str(port), *options]
-    typer.echo(f"Serving:    reflexarc {' '.join(command[len(_REFLEXARC) :])}  (log: {log})")
+    arguments = ["serve", "--ckpt", str(checkpoint), "--port", str(port), *options]
+    typer.echo(f"Serving:    reflexarc {' '.join(arguments)}  (log: {log})")
     with log.open("ab") as sink:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT
+            [*own_command(), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
         )
         try:
             _wait_until_ready(process, f"http://127.0.0.1:{port}/readyz", log)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from reflexarc.cli.child_process import own_command
 from reflexarc.cli.demo import free_port, serving
 from reflexarc.contract.errors import ConfigError, ReflexarcError
 
 if TYPE_CHECKING:
     from reflexarc.training.ablation import Place
 
-_REFLEXARC = (sys.executable, "-c", "from reflexarc.cli.main import main; main()")
 # A launcher's variables would make an arm wait for processes that never come.
 _LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR")
 
@@ -184,7 +183,7 @@ def _start(
     sink = None if log is None else log.open("ab")
     try:
         return subprocess.Popen(
-            [*_REFLEXARC, *arguments],
+            [*own_command(), *arguments],
             env=variables,
             stdin=subprocess.DEVNULL,
             stdout=sink,

@@ -148,6 +148,7 @@ def differences(wanted: KeyFields, found: KeyFields) -> list[str]:
         }
     )
     one, two = _flat(wanted.model_dump(mode="json")), _flat(found.model_dump(mode="json"))
+    one["cameras"], two["cameras"] = (", ".join(key.preprocessing) for key in (wanted, found))
     return [
         f"{name}: {two.get(name, 'absent')} in the store, {one.get(name, 'absent')} wanted"
         for name in sorted(one.keys() | two.keys())
