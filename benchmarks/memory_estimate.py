@@ -1,6 +1,7 @@
 """The memory that ``--dry-run`` foretells beside what a training process takes at its most.
 
     python benchmarks/memory_estimate.py
+    python benchmarks/memory_estimate.py --recipe NAME --train-data DIR --feature-cache DIR
 
 Each run is a process of its own: it estimates, trains three steps, and reads its peak (Linux's
 VmHWM). A small process's own memory would hide an error, so activations are compared too: what the
@@ -24,6 +25,7 @@ RECIPES = {
     "debug_statevla": [],
     "debug_statevla, wider": ["policy.d_model=128", "policy.encoder_layers=4"],
     "debug_statevla_masked": [],
+    "debug_qwen_geometry": [],
 }
 CHANGES = {
     "fp32": [],
@@ -32,7 +34,7 @@ CHANGES = {
 }
 
 
-def one(recipe: str, data: Path, folder: Path, overrides: list[str]) -> None:
+def one(recipe: str, data: Path, folder: Path, overrides: list[str], cache: Path | None) -> None:
     """In a process of its own: estimate, train three steps, print both as JSON."""
     import torch
 
@@ -40,11 +42,11 @@ def one(recipe: str, data: Path, folder: Path, overrides: list[str]) -> None:
     from reflexarc.training.session import execute, open_run_folder, plan
 
     torch.set_num_threads(1)
-    fixed = [f"data.paths=['{data}']", "training.steps=3", "training.validate_every=1000",
-             "training.checkpoint_every=1000", "training.log_every=1",
-             "data.validation_fraction=0"]  # fmt: skip
+    fixed = [f"data.paths=['{data}']", "training.epochs=null", "training.steps=3",
+             "training.validate_every=1000", "training.checkpoint_every=1000",
+             "training.log_every=1", "data.validation_fraction=0"]  # fmt: skip
     loaded = load_recipe(recipe, [*fixed, *overrides])
-    planned = plan(loaded, folder / "run", device=torch.device("cpu"))
+    planned = plan(loaded, folder / "run", device=torch.device("cpu"), feature_cache=cache)
     found = planned.estimate
     execute(planned, open_run_folder(loaded, folder / "run", resume=False, fresh=True),
             progress_bar=False)  # fmt: skip
@@ -53,10 +55,13 @@ def one(recipe: str, data: Path, folder: Path, overrides: list[str]) -> None:
     print(json.dumps({"foretold": found.memory.total, "peak": peak, "rows": found.rows}))
 
 
-def measured(name: str, data: Path, overrides: list[str]) -> dict[str, int]:
+def measured(
+    name: str, data: Path, overrides: list[str], cache: Path | None = None
+) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--one", name.split(",")[0], "--data", str(data),
                    "--folder", folder, *overrides]  # fmt: skip
+        command += [] if cache is None else ["--feature-cache", str(cache)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_TRIM_THRESHOLD_": "0"}
         output = subprocess.run(
             command, check=True, capture_output=True, text=True, env=environment
@@ -71,10 +76,19 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("overrides", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--recipe", help="only this one, on --train-data, with its own batch")
+    parser.add_argument("--train-data", type=Path)
+    parser.add_argument("--feature-cache", type=Path, help="with the features of that recipe")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     given = parser.parse_args()
     if given.one:
-        one(given.one, given.data, given.folder, given.overrides)
+        one(given.one, given.data, given.folder, given.overrides, given.feature_cache)
+        return
+    if given.recipe:
+        found = measured(given.recipe, given.train_data, given.overrides, given.feature_cache)
+        foretold, peak = found["foretold"], found["peak"]
+        print(f"{given.recipe}, {found['rows']} samples at once: foretold {foretold / MIB:,.0f} "
+              f"MiB, peak {peak / MIB:,.0f} MiB, ratio {foretold / peak:.3f}")  # fmt: skip
         return
     print("| recipe | | batch | foretold MiB | peak MiB | rise foretold | rise measured | ratio |")
     print("|---|---|---|---|---|---|---|---|")

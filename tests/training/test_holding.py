@@ -57,6 +57,26 @@ def stored(tmp_path: Path) -> Path:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_copy_leaves_nothing_of_the_file_in_the_map(
+    stored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a process seems to need twice what it was foretold to."""
+
+    def mapped_mib() -> float:
+        status = Path("/proc/self/status").read_text().split()
+        return int(status[status.index("RssFile:") + 1]) / 1024
+
+    monkeypatch.setattr(holding, "free_memory", lambda: 1 << 40)
+    monkeypatch.setattr(holding, "_READ_BYTES", 1 << 22)
+    array = np.load(stored, mmap_mode="r")
+    before = mapped_mib()
+    held = hold_features({"vision": array}, CPU)
+    assert mapped_mib() - before < 16
+    rows = held.rows["vision"]
+    assert isinstance(rows, torch.Tensor) and bool((rows == 1).all())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_several_processes_share_what_one_would_copy(stored: Path) -> None:
     """And find all of its pages in their map: reading takes hardly a fault."""
     place, taken, _, total = held_by(stored, 1)

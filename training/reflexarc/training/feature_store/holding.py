@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from reflexarc.training.feature_store.dtypes import FeatureArray, as_rows
 from reflexarc.training.feature_store.row_cache import RowCache
 
 _COMFORTABLE = 0.25
+_READ_BYTES = 1 << 26
 _POPULATE_READ = 22  # MADV_POPULATE_READ, which Python does not name
 _MEMORY_INFO = Path("/proc/meminfo")
 _LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -104,4 +106,12 @@ def _map_at_once(array: FeatureArray) -> bool:
 
 
 def _load(array: FeatureArray) -> Tensor:
-    return as_rows(np.array(array))
+    """A copy, whose making takes little more memory than it has: what is read leaves the map."""
+    loaded = np.empty(array.shape, array.dtype)
+    mapped = getattr(array, "_mmap", None)
+    rows = max(1, _READ_BYTES * len(array) // max(1, array.nbytes))
+    for start in range(0, len(array), rows):
+        loaded[start : start + rows] = array[start : start + rows]
+        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)  # the system keeps the file's pages, if it can
+    return as_rows(loaded)
