@@ -11,11 +11,10 @@ import typer
 
 from reflexarc.cli.extras import require
 from reflexarc.cli.serve_replicas import absolute, replaced_on_hangup, replicated
-from reflexarc.contract.errors import ConfigError
+from reflexarc.cli.serve_source import of_checkpoint, of_policy
 
 if TYPE_CHECKING:
     from reflexarc.contract import PolicyContract
-    from reflexarc.server.sources import PolicySource
 
 
 class LogFormat(str, Enum):
@@ -202,12 +201,12 @@ def serve(
             replicas, ray, gpus_per_replica, app_name,
         )  # fmt: skip
     elif checkpoint is not None:
-        source = _checkpoint(
+        source = of_checkpoint(
             checkpoint, policy, policy_config, contract, device, denoising_steps, max_batch,
             compile_mode, threads, precision,
         )  # fmt: skip
     else:
-        source = _without_checkpoint(policy, policy_config, contract, device, denoising_steps)
+        source = of_policy(policy, policy_config, contract, device, denoising_steps)
     recorder = None if record is None else Recorder(record, limit_mb=record_limit_mb)
     listener = open_port(host, port)
     if cluster is not None:
@@ -259,63 +258,6 @@ def serve(
         recorder.close()
     if service.load_error is not None:
         raise service.load_error
-
-
-def _checkpoint(
-    checkpoint: Path,
-    policy: str | None,
-    policy_config: Path | None,
-    contract: Path | None,
-    device: str,
-    denoising_steps: int | None,
-    max_batch: int | None,
-    compile_mode: str,
-    threads: int | None,
-    precision: str,
-) -> PolicySource:
-    for option, given in (("--policy-config", policy_config), ("--contract", contract)):
-        if given is not None:
-            raise ConfigError(
-                f"{option} does not go with --ckpt: a checkpoint holds its own", field=option
-            )
-    require("serve-policy --ckpt", "server", "safetensors", "torch")
-    from reflexarc.policy.threads import use_threads
-    from reflexarc.server.sources import checkpoint_source
-
-    use_threads(threads)
-    return checkpoint_source(
-        checkpoint,
-        policy=policy,
-        search=Path.cwd(),
-        device=device,
-        denoising_steps=denoising_steps,
-        max_batch=max_batch,
-        compile_mode=compile_mode,
-        precision=precision,
-    )
-
-
-def _without_checkpoint(
-    policy: str | None,
-    policy_config: Path | None,
-    contract: Path | None,
-    device: str,
-    denoising_steps: int | None,
-) -> PolicySource:
-    from reflexarc.server.sources import policy_source
-
-    if policy is None:
-        raise ConfigError(
-            "nothing to serve: give --ckpt DIR, or --policy random, zero or module:Class",
-            field="ckpt",
-        )
-    if device != "auto" or denoising_steps is not None:
-        raise ConfigError(
-            "--device and --denoising-steps are for checkpoints; a class of your own gets its "
-            "settings with --policy-config",
-            field="device" if device != "auto" else "denoising_steps",
-        )
-    return policy_source(policy, config=policy_config, contract=contract, search=Path.cwd())
 
 
 def _announce_ready() -> None:

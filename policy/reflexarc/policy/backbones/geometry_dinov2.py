@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +17,7 @@ from reflexarc.policy.backbones.merged import merged_backbone
 from reflexarc.policy.backbones.model_folder import (
     WantedModel,
     model_folder,
+    read_config,
     revision_of,
     weights_sha256,
 )
@@ -44,8 +44,7 @@ class Dinov2Geometry(GeometryEncoder):
         super().__init__()
         carried = merged_backbone(self.name)
         if carried is None:
-            kind = f"a {self.model_type} model"
-            folder = model_folder(path, WantedModel("geometry.path", kind, self.example, _FILES))
+            folder = model_folder(path, self._wanted())
             self._normalise_by(*image_statistics(folder, IMAGENET))
             self.identity = FrozenBackbone(self.name, weights_sha256(folder), revision_of(folder))
             self.model = self._load(folder)
@@ -86,13 +85,11 @@ class Dinov2Geometry(GeometryEncoder):
         patches = hidden[:, -rows * columns :].unflatten(1, (rows, columns))
         return cast(Tensor, patches.unflatten(0, images.shape[:2]).contiguous())
 
+    def _wanted(self) -> WantedModel:
+        return WantedModel("geometry.path", f"a {self.model_type} model", self.example, _FILES)
+
     def _load(self, folder: Path) -> Any:
-        fields = read_config(folder)
-        if fields.get("model_type") != self.model_type:
-            raise CheckpointError(
-                f"{folder} holds a model of the type {fields.get('model_type')!r}, not "
-                f"{self.model_type!r}; name the folder of such as {self.example}"
-            )
+        read_config(folder, self.model_type, self._wanted())
         return self._pretrained(folder)
 
     def _pretrained(self, folder: Path) -> Any:
@@ -160,14 +157,3 @@ def load_whole(model: Any, folder: Path) -> Any:
             "folder again"
         )
     return loaded.float()
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json``; CheckpointError where it cannot be read."""
-    path = folder / "config.json"
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {error}; name the folder of a model that save_pretrained wrote"
-        ) from error

@@ -7,7 +7,6 @@ model is causal, so what follows the action token never reaches it.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -25,6 +24,7 @@ from reflexarc.policy.backbones.kosmos2_text import load_instruction_tokens
 from reflexarc.policy.backbones.model_folder import (
     WantedModel,
     model_folder,
+    read_config,
     revision_of,
     weights_sha256,
 )
@@ -250,19 +250,7 @@ def load_kosmos2(folder: Path) -> Any:
 
     Raises CheckpointError for another model, or one that lacks weights.
     """
-    path = folder / "config.json"
-    try:
-        fields = json.loads(path.read_text())
-        kind = fields.get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {error}; name the folder of a Kosmos-2 model that "
-            "save_pretrained wrote"
-        ) from error
-    if kind != "kosmos-2":
-        raise CheckpointError(
-            f"{folder} holds a model of the type {kind!r}, not 'kosmos-2'; name a Kosmos-2 folder"
-        )
+    fields = read_config(folder, "kosmos-2", _WANTED)
     try:
         model = build_kosmos2(fields)
         missing, _ = model.load_state_dict(_weights(folder), strict=False)

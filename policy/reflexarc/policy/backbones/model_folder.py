@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from reflexarc.contract.errors import CheckpointError
 
@@ -50,6 +52,24 @@ def model_folder(path: str, wanted: WantedModel, revision: str | None = None) ->
             f"({type(error).__name__}: {str(error)[:200]}); download the model and name its folder"
         ) from error
     return Path(found)
+
+
+def read_config(folder: Path, model_type: str, wanted: WantedModel) -> dict[str, Any]:
+    """``config.json``. CheckpointError where it does not read, or is another model's."""
+    path = folder / "config.json"
+    try:
+        fields = dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error}; name the folder of {wanted.kind} that "
+            "save_pretrained wrote"
+        ) from error
+    if fields.get("model_type") != model_type:
+        raise CheckpointError(
+            f"{folder} holds a model of the type {fields.get('model_type')!r}, not "
+            f"{model_type!r}; name the folder of {wanted.kind}, such as {wanted.example}"
+        )
+    return fields
 
 
 def revision_of(folder: Path) -> str:

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reflexarc.contract.errors import CheckpointError, ConfigError, MissingExtraError
-from reflexarc.policy.backbones.model_folder import WantedModel, model_folder
+from reflexarc.policy.backbones.image_statistics import image_statistics
+from reflexarc.policy.backbones.model_folder import WantedModel, model_folder, read_config
 from reflexarc.policy.backbones.vision import Rgb
 
 MODEL_FILE = "qwen2_5_vl.json"
@@ -80,29 +81,14 @@ def read_folder(path: str) -> tuple[QwenFiles, Path]:
     """What a folder or hub id holds. CheckpointError naming the file that is wrong or absent."""
     require_transformers()
     folder = model_folder(path, _WANTED)
-    config = _json(folder / "config.json")
-    if config.get("model_type") != "qwen2_5_vl":
-        raise CheckpointError(
-            f"{folder} holds a model of the type {config.get('model_type')!r}, not 'qwen2_5_vl'; "
-            "name a Qwen2.5-VL model's folder"
-        )
+    config = read_config(folder, "qwen2_5_vl", _WANTED)
     tokenizer = folder / "tokenizer.json"
     if not tokenizer.is_file():
         raise CheckpointError(
             f"{folder} has no tokenizer.json; copy the tokenizer's files into the model's folder, "
             "or write them there with its save_pretrained"
         )
-    image = _CLIP
-    preprocessor = folder / "preprocessor_config.json"
-    if preprocessor.is_file():
-        fields = _json(preprocessor)
-        try:
-            image = (
-                _rgb(fields.get("image_mean", _CLIP[0])),
-                _rgb(fields.get("image_std", _CLIP[1])),
-            )
-        except (ValueError, TypeError) as error:
-            raise CheckpointError(f"{preprocessor} cannot be read: {error}") from error
+    image = image_statistics(folder, _CLIP)
     return QwenFiles(config, image, tokenizer.read_bytes()), folder
 
 
@@ -316,16 +302,6 @@ def _rotations(
     turns = rotary(torch.empty(0), torch.stack(places, dim=-1))
     cos, sin = (turn.unflatten(0, (-1, merge**2))[order].flatten(0, 1) for turn in turns)
     return cos, sin
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {error}; name the folder of a Qwen2.5-VL model that "
-            "save_pretrained wrote"
-        ) from error
 
 
 def _rgb(values: Sequence[float]) -> Rgb:

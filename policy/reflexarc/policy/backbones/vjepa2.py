@@ -8,7 +8,6 @@ tubelet t, row r and column c at ``t·256 + r·16 + c``; their mean over time, p
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +24,7 @@ from reflexarc.policy.backbones.merged import merged_backbone
 from reflexarc.policy.backbones.model_folder import (
     WantedModel,
     model_folder,
+    read_config,
     revision_of,
     weights_sha256,
 )
@@ -147,20 +147,7 @@ def load_encoder(folder: Path) -> Any:
 
     It is built without memory and takes the tensors as they are read.
     """
-    path = folder / "config.json"
-    try:
-        fields = json.loads(path.read_text())
-        kind = fields.get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {error}; name the folder of a V-JEPA 2 model that "
-            "save_pretrained wrote"
-        ) from error
-    if kind != "vjepa2":
-        raise CheckpointError(
-            f"{folder} holds a model of the type {kind!r}, not 'vjepa2'; name a V-JEPA 2 model's "
-            "folder"
-        )
+    fields = read_config(folder, "vjepa2", _WANTED)
     try:
         with torch.device("meta"):
             encoder = build_encoder(fields)
