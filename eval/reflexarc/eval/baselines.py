@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,8 @@ from reflexarc.eval.videos import Film
 
 if TYPE_CHECKING:
     from reflexarc.data.dataset import DatasetEpisode
-    from reflexarc.eval.worlds import Observer, Simulator
+    from reflexarc.eval.observer import Observer
+    from reflexarc.eval.worlds import Simulator
 
 Action = npt.NDArray[np.floating]
 
@@ -59,7 +60,7 @@ class PolicyActions:
     def __init__(
         self,
         executor: ChunkExecutor,
-        observer: Observer,
+        observer: Observer[Any],
         simulator: Simulator,
         *,
         images: ShownImages,

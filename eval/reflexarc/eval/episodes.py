@@ -19,12 +19,13 @@ from reflexarc.eval.baselines import (
 )
 from reflexarc.eval.execution import evaluation_executor
 from reflexarc.eval.goal_images import Goal
+from reflexarc.eval.observer import Observer
 from reflexarc.eval.results import EpisodeKey, EpisodeResult, Reason, RunIdentity
 from reflexarc.eval.run_settings import RunSettings
 from reflexarc.eval.shown_images import BlackImages, CameraImages, RecordedImages, ShownImages
 from reflexarc.eval.videos import Film, write_video
 from reflexarc.eval.worlds import Goal as TaskGoal
-from reflexarc.eval.worlds import Observer, Simulator, Task, World
+from reflexarc.eval.worlds import Simulator, Task, World
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +46,7 @@ class TaskRun:
     demonstrations: Mapping[int, Demonstration]
     world: World
     simulator: Simulator
-    observer: Observer
+    observer: Observer[Any]
     policy: ChunkPolicy | None
     goals: Mapping[int, Goal] = field(default_factory=dict)
 

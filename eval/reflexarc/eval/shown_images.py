@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +13,9 @@ from reflexarc.contract.policy_contract import PolicyContract
 
 if TYPE_CHECKING:
     from reflexarc.data.dataset import DatasetEpisode
+    from reflexarc.eval.observer import Observer
     from reflexarc.eval.videos import Film
-    from reflexarc.eval.worlds import Observer, Simulator
+    from reflexarc.eval.worlds import Simulator
 
 Images = dict[str, npt.NDArray[np.uint8]]
 
@@ -28,7 +29,7 @@ class ShownImages(Protocol):
 class CameraImages:
     """What the simulator's cameras see; rendered when asked for, and filmed."""
 
-    def __init__(self, observer: Observer, simulator: Simulator, film: Film) -> None:
+    def __init__(self, observer: Observer[Any], simulator: Simulator, film: Film) -> None:
         self._observer, self._simulator, self._film = observer, simulator, film
 
     def __call__(self, step: int) -> Images:
@@ -40,7 +41,7 @@ class CameraImages:
 class BlackImages:
     """Every pixel 0; nothing is rendered. The film keeps what was there."""
 
-    def __init__(self, observer: Observer, simulator: Simulator, film: Film) -> None:
+    def __init__(self, observer: Observer[Any], simulator: Simulator, film: Film) -> None:
         self._black = observer.black_images()
         self._simulator, self._film = simulator, film
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from reflexarc.contract import Observation, PolicyContract
+from reflexarc.contract import PolicyContract
+from reflexarc.eval.observer import Observer
 
 if TYPE_CHECKING:
     from reflexarc.eval.baselines import Demonstration
@@ -73,23 +74,6 @@ class Simulator(Protocol):
     def close(self) -> None: ...
 
 
-class Observer(Protocol):
-    """From what a simulator gives to what a contract asks."""
-
-    @property
-    def contract(self) -> PolicyContract: ...
-
-    def images(self, raw: Any) -> dict[str, UInt8Image]: ...
-
-    def black_images(self) -> dict[str, UInt8Image]: ...
-
-    def state(self, raw: Any) -> npt.NDArray[np.float32]: ...
-
-    def observation(
-        self, images: dict[str, UInt8Image], raw_state: Any, instruction: str, **identifiers: Any
-    ) -> Observation: ...
-
-
 class Goal(Protocol):
     """A task's goal, judged in the scene at hand."""
 
@@ -120,7 +104,7 @@ class World(Protocol):
     def check_contract(self, contract: PolicyContract) -> None:
         """ContractViolationError for what this world cannot give or execute."""
 
-    def observer(self, contract: PolicyContract) -> Observer: ...
+    def observer(self, contract: PolicyContract) -> Observer[Any]: ...
 
     def simulator(self, task: Any, observer: Any) -> Simulator: ...
 

@@ -2,73 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from reflexarc.contract import Observation, PolicyContract
+from reflexarc.contract import PolicyContract
 from reflexarc.contract.errors import ContractViolationError
-from reflexarc.contract.images import prepare_image
 from reflexarc.contract.policy_contract import LIBERO_STATES, libero_action
+from reflexarc.eval.observer import Observer
 
 if TYPE_CHECKING:
-    from reflexarc.eval.libero.simulator import RawObservation, RawState
+    from reflexarc.eval.libero.simulator import RawState
 
 LIBERO_CAMERAS = ("agentview", "eye_in_hand")
 MAX_RENDER_SIZE = 1024
 """Pixels a side: above, a frame takes longer to render than a robot has for a step."""
 
 
-class LiberoObserver:
-    """Builds observations for one contract.
+class LiberoObserver(Observer["RawState"]):
+    """Of LIBERO's arm; see :class:`Observer`."""
 
-    Raises ContractViolationError at construction, listing everything that the contract asks and
-    LIBERO cannot supply. Histories need nothing of the observer: the executor calls it at every
-    step that a later decision sees.
-    """
-
-    def __init__(self, contract: PolicyContract) -> None:
+    @staticmethod
+    def check(contract: PolicyContract) -> None:
         check_libero_contract(contract)
-        self.contract = contract
-
-    @property
-    def image_size(self) -> int:
-        """Side in pixels at which the simulator must render."""
-        return self.contract.cameras[0].source_height if self.contract.cameras else 256
-
-    def images(self, raw: RawObservation) -> dict[str, npt.NDArray[np.uint8]]:
-        """Camera name to ``uint8 (height, width, 3)`` RGB, after the contract's image steps."""
-        return {
-            camera.name: prepare_image(camera, raw.images[camera.name])
-            for camera in self.contract.cameras
-        }
-
-    def black_images(self) -> dict[str, npt.NDArray[np.uint8]]:
-        """The contract's images with every pixel 0."""
-        return {
-            camera.name: np.zeros((camera.height, camera.width, 3), dtype=np.uint8)
-            for camera in self.contract.cameras
-        }
 
     def state(self, raw: RawState) -> npt.NDArray[np.float32]:
         """``float32 (S,)`` in the contract's layout."""
         return np.asarray(raw.vector(self.contract.state.layout), dtype=np.float32)
-
-    def observation(
-        self,
-        images: dict[str, npt.NDArray[np.uint8]],
-        raw_state: RawState,
-        instruction: str,
-        **identifiers: Any,
-    ) -> Observation:
-        """Observation with the state ``(S,)`` float32; ``identifiers`` are its optional fields."""
-        return Observation(
-            images=images,
-            state=self.state(raw_state),
-            instruction=instruction if self.contract.needs_language else None,
-            **identifiers,
-        )
 
 
 def check_libero_contract(contract: PolicyContract) -> None:

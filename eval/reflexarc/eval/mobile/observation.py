@@ -2,65 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
 import numpy.typing as npt
 
-from reflexarc.contract import Observation, PolicyContract
+from reflexarc.contract import PolicyContract
 from reflexarc.contract.errors import ContractViolationError
-from reflexarc.contract.images import prepare_image
 from reflexarc.eval.mobile.tasks import CONTROL_HZ
-
-if TYPE_CHECKING:
-    from reflexarc.eval.mobile.simulator import RawObservation
+from reflexarc.eval.observer import Observer
 
 CAMERA = "front"
 _MAX_RENDER_SIZE = 1024
 _ACTION = ("linear_x", "linear_y")
 
 
-class MobileObserver:
-    """Builds observations for one contract, which it has checked."""
+class MobileObserver(Observer[npt.NDArray[np.float64]]):
+    """Of the base; see :class:`Observer`."""
 
-    def __init__(self, contract: PolicyContract) -> None:
+    @staticmethod
+    def check(contract: PolicyContract) -> None:
         check_mobile_contract(contract)
-        self.contract = contract
-
-    @property
-    def image_size(self) -> int:
-        """Side in pixels at which the simulator must render."""
-        return self.contract.cameras[0].source_height
-
-    def images(self, raw: RawObservation) -> dict[str, npt.NDArray[np.uint8]]:
-        return {
-            camera.name: prepare_image(camera, raw.images[camera.name])
-            for camera in self.contract.cameras
-        }
-
-    def black_images(self) -> dict[str, npt.NDArray[np.uint8]]:
-        return {
-            camera.name: np.zeros((camera.height, camera.width, 3), dtype=np.uint8)
-            for camera in self.contract.cameras
-        }
 
     def state(self, raw: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-        """``float32 (0,)``."""
+        """``float32 (0,)``: the base has none to tell."""
         return np.asarray(raw, dtype=np.float32)
-
-    def observation(
-        self,
-        images: dict[str, npt.NDArray[np.uint8]],
-        raw_state: npt.NDArray[np.float64],
-        instruction: str,
-        **identifiers: Any,
-    ) -> Observation:
-        return Observation(
-            images=images,
-            state=self.state(raw_state),
-            instruction=instruction if self.contract.needs_language else None,
-            **identifiers,
-        )
 
 
 def check_mobile_contract(contract: PolicyContract) -> None:
