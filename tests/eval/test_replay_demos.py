@@ -96,9 +96,25 @@ def test_the_report_counts_success_and_what_was_followed(tmp_path: Path) -> None
     assert "actions shifted by 1" in text
     assert "| a | 2 of 2 |" in text
     assert "26.60" in text
-    write_replay(tmp_path / "out", OFF_BY_ONE, results)
+    write_replay(tmp_path / "out", ReplaySettings(data=tmp_path, run=OFF_BY_ONE), results)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "replay.json", "replay.md"
+    ]  # fmt: skip
+
+
+@pytest.mark.simulator
+def test_files_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:
+    from reflexarc.data.generated import GeneratedSettings, write_generated
+    from reflexarc.eval.libero.suites import load_tasks
+
+    name = load_tasks("libero_object")[0].name
+    for folder in ("morning", "evening"):
+        write_generated(tmp_path / folder, GeneratedSettings(tasks=1, episodes=1))
+        (file,) = (tmp_path / folder).glob("*.hdf5")
+        file.rename(file.with_name(f"{name}_demo.hdf5"))
+    jobs = plan_replay(ReplaySettings(data=tmp_path, run=OBJECT))
+    assert sorted(job.name for job in jobs) == [
+        f"evening/{name}_demo.hdf5/demo_0", f"morning/{name}_demo.hdf5/demo_0"
     ]  # fmt: skip
 
 
@@ -124,10 +140,10 @@ def test_a_collected_demonstration_replays_and_a_step_off_is_seen(tmp_path: Path
     arguments = ["data", "collect", "--suite", "libero_object", *options.split(), str(tmp_path)]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    ((task, episode),) = plan_replay(ReplaySettings(data=tmp_path, run=OBJECT))
+    ((task, episode, name),) = plan_replay(ReplaySettings(data=tmp_path, run=OBJECT))
     with LiberoSimulator(task, render=False) as simulator:
-        right = replay_episode(simulator, episode, OBJECT)
-        wrong = replay_episode(simulator, episode, OFF_BY_ONE)
+        right = replay_episode(simulator, episode, name, OBJECT)
+        wrong = replay_episode(simulator, episode, name, OFF_BY_ONE)
     assert right.success
     assert right.position_error < 1e-6
     assert not wrong.followed
@@ -162,5 +178,8 @@ def test_a_stopped_replay_goes_on_where_it_stopped(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert all(one.success and one.followed for one in results)
     assert (output / "results.jsonl").read_bytes().startswith(kept)
-    with pytest.raises(ResultsError, match="mistakes: there"):
+    with pytest.raises(
+        ResultsError,
+        match=r"there 'as recorded', this run 'actions shifted by 1'.*options and the data",
+    ):
         replay(settings.model_copy(update={"run": OFF_BY_ONE}), output)

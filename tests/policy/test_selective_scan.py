@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from reflexarc.policy.layers.selective_scan import (
     Backend,
@@ -164,14 +165,19 @@ def test_the_same_bits_on_any_number_of_threads(backend: Backend) -> None:
 
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize(
-    ("batch", "channels", "state"), [(1, 150, 16), (3, 40, 8), (2, 17, 3), (1, 512, 16)]
-)
+    ("batch", "length", "channels", "state"),
+    [(1, 75, 150, 16), (3, 75, 40, 8), (2, 75, 17, 3), (1, 75, 512, 16), (2, 300, 100, 2),
+     (1, 515, 128, 4), (4, 395, 512, 2)],
+)  # fmt: skip
 def test_the_blocked_scan_is_the_same_however_its_work_is_cut(
-    batch: int, channels: int, state: int, monkeypatch: pytest.MonkeyPatch
+    batch: int, length: int, channels: int, state: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each thread takes rows or channels of its own, in blocks of other sizes."""
+    """Each thread takes rows or channels of its own, in blocks of other sizes.
+
+    The longer ones do not divide by the number of threads, where torch would cut them.
+    """
     backend = make("blocked")
-    inputs = scan_inputs(batch, 75, channels, state)
+    inputs = scan_inputs(batch, length, channels, state)
 
     def found() -> list[Tensor]:
         y = selective_scan(*inputs, softplus=True, backend=backend)
@@ -187,6 +193,39 @@ def test_the_blocked_scan_is_the_same_however_its_work_is_cut(
     for number in (2, 3, 5):
         torch.set_num_threads(number)
         assert torch.equal(found()[0], alone[0])
+
+
+def test_modes_of_one_call_leave_nothing_behind_for_the_next() -> None:
+    """A default device, or tensors that hold no values, must not reach the kept memory."""
+    backend = make("blocked")
+    inputs = [tensor.detach() for tensor in scan_inputs(1, 12, 64, 4)]
+
+    def scan(tensors: Sequence[Tensor]) -> Tensor:
+        return selective_scan(*tensors, softplus=True, backend=backend)
+
+    def scans() -> list[Tensor]:
+        with torch.device("meta"):
+            first = scan(inputs)
+        with FakeTensorMode() as mode:
+            scan([mode.from_tensor(tensor) for tensor in inputs])
+        return [first, scan(inputs)]
+
+    with ThreadPoolExecutor(1) as pool:  # a new thread keeps no memory yet
+        found = pool.submit(scans).result()
+    assert all(torch.equal(one, scan(inputs)) for one in found)
+
+
+@pytest.mark.usefixtures("threads")
+def test_without_threadpoolctl_tasks_are_small_and_bits_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.set_num_threads(2)
+    backend = make("blocked")
+    inputs = [t.detach() for t in scan_inputs(1, 300, 256, 16)]
+    wanted = selective_scan(*inputs, softplus=True, backend=backend)
+    monkeypatch.setattr(tasks, "_openmp", lambda: ())
+    assert tasks.values_on_one_thread(1 << 18) == tasks.GRAIN_VALUES
+    assert torch.equal(selective_scan(*inputs, softplus=True, backend=backend), wanted)
 
 
 def test_memory_first_used_for_inference_serves_training(backend: Backend) -> None:

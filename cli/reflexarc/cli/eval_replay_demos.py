@@ -101,7 +101,7 @@ def replay_demos(
             progress.update(finished - progress.n)
 
         results = replay(settings, output, notify=tqdm.write, on_progress=advance)
-    write_replay(output, run, results)
+    write_replay(output, settings, results)
     rows = summary_rows(results)
     print_wide(_table(run, rows))
     typer.echo(f"Report: {output / 'replay.md'}, {output / 'replay.json'}")

@@ -38,6 +38,7 @@ class DurableLog(Generic[Line]):
         model: what a line holds.
         title: what that is called, such as ``an episode``.
         differences: what keeps an episode out of this run, each as ``field: there X, this run Y``.
+        mend: what to do where something does, besides choosing another folder.
 
     Attributes:
         results: the finished episodes, in the order in which they ended.
@@ -52,7 +53,9 @@ class DurableLog(Generic[Line]):
         title: str,
         differences: Callable[[Line], list[str]],
         notify: Callable[[str], None],
+        mend: str = "serve the checkpoint and give the settings of the run that began there",
     ) -> None:
+        self._mend = mend
         self.path = folder / RESULTS_FILE
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -114,8 +117,7 @@ class DurableLog(Generic[Line]):
             if found:
                 raise ResultsError(
                     f"{self.path} line {number} is of another run ({'; '.join(found)}); choose "
-                    "another --output, or serve the checkpoint and give the settings of the run "
-                    "that began there",
+                    f"another --output, or {self._mend}",
                     field=found[0].split(":")[0],
                 )
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import Field
 
@@ -23,7 +23,6 @@ from reflexarc.eval.replay_episode import (
     Replayed,
     ReplayIdentity,
     actions_sha256,
-    name_of,
     replay_episode,
 )
 
@@ -32,7 +31,13 @@ if TYPE_CHECKING:
     from reflexarc.eval.libero.simulator import LiberoSimulator
     from reflexarc.eval.libero.suites import LiberoTask
 
-Job = tuple["LiberoTask", "Episode"]
+
+class Job(NamedTuple):
+    """One demonstration to replay; ``name`` is ``file/demo``, unique within the data."""
+
+    task: LiberoTask
+    episode: Episode
+    name: str
 
 
 class ReplaySettings(FrozenModel):
@@ -43,6 +48,7 @@ class ReplaySettings(FrozenModel):
         tasks: parts of tasks' names that fit one each; empty for all.
         episodes: positions among each task's demonstrations; None for all.
         run: suite, mistakes, and steps to hold still after the last action.
+        workers: simulator processes.
     """
 
     data: Path
@@ -69,15 +75,17 @@ class ReplayLog(DurableLog[Replayed]):
         def differences(one: Replayed) -> list[str]:
             found = unequal(
                 (name, getattr(one.run, name), getattr(run, name))
-                for name in ReplayIdentity.model_fields
+                for name in ("suite", "settle_steps")
             )
+            found += unequal([("mistakes", one.run.mistakes.in_words, run.mistakes.in_words)])
             if actions.get(one.demonstration, one.actions_sha256) != one.actions_sha256:
                 found.append(
                     f"actions_sha256: {one.demonstration} holds other actions than it did then"
                 )
             return found
 
-        super().__init__(folder, Replayed, "a replayed demonstration", differences, notify)
+        mend = "give the options and the data of the run that began there"
+        super().__init__(folder, Replayed, "a replayed demonstration", differences, notify, mend)
 
 
 def replay(
@@ -91,25 +99,28 @@ def replay(
 
     ``on_progress`` is called with how many there are finished, and of how many.
 
-    Raises DatasetError for data that does not read or tasks that the suite has not, ResultsError
-    for an output folder of another run, and SimulatorError for a simulator that died.
+    Raises DatasetError for data that does not read or tasks that the suite has not, ConfigError for
+    a choice that fits nothing or a shift that leaves nothing, ResultsError for an output folder of
+    another run, and SimulatorError for a simulator that died.
     """
     jobs = plan_replay(settings)
-    names = [name_of(episode) for _, episode in jobs]
-    actions = {name_of(episode): actions_sha256(episode.actions()) for _, episode in jobs}
+    actions = {job.name: actions_sha256(job.episode.actions()) for job in jobs}
     with ReplayLog(output, settings.run, actions, notify) as log:
         found = {one.demonstration: one for one in log.results}
-        left = [job for job, name in zip(jobs, names, strict=True) if name not in found]
+        left = [job for job in jobs if job.name not in found]
         on_progress(len(jobs) - len(left), len(jobs))
         for one in _results(settings, left):
             log.append(one)
             found[one.demonstration] = one
-            on_progress(sum(name in found for name in names), len(jobs))
-    return [found[name] for name in names]
+            on_progress(sum(job.name in found for job in jobs), len(jobs))
+    return [found[job.name] for job in jobs]
 
 
 def plan_replay(settings: ReplaySettings) -> list[Job]:
-    """The demonstrations to replay, task by task; nothing is simulated."""
+    """The demonstrations to replay, task by task; nothing is simulated.
+
+    Raises DatasetError and ConfigError as :func:`replay` does.
+    """
     from reflexarc.data.libero_hdf5 import open_libero
     from reflexarc.eval.libero.suites import load_tasks
 
@@ -139,21 +150,27 @@ def plan_replay(settings: ReplaySettings) -> list[Job]:
                 f"--episodes: {name} has {len(members)} demonstrations: 0-{len(members) - 1}",
                 field="episodes",
             )
-        jobs.extend((known[name], episode) for episode in chosen)
+        jobs.extend(Job(known[name], one, _name(one, settings.data)) for one in chosen)
     return jobs
+
+
+def _name(episode: Episode, data: Path) -> str:
+    """Two folders in ``data`` may hold files of one name."""
+    file = episode.path.relative_to(data) if data.is_dir() else Path(episode.path.name)
+    return f"{file.as_posix()}/{episode.demo}"
 
 
 def _results(settings: ReplaySettings, jobs: Sequence[Job]) -> Iterator[Replayed]:
     if settings.workers == 1 or len(jobs) < 2:
         with _HeldSimulator() as held:
-            for task, episode in jobs:
-                yield replay_episode(held.of(task), episode, settings.run)
+            for job in jobs:
+                yield replay_episode(held.of(job.task), job.episode, job.name, settings.run)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
         min(settings.workers, len(jobs)), mp_context=context, initializer=exit_with_parent
     ) as pool:
-        futures = [pool.submit(_replayed, task, episode, settings.run) for task, episode in jobs]
+        futures = [pool.submit(_replayed, job, settings.run) for job in jobs]
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -161,7 +178,7 @@ def _results(settings: ReplaySettings, jobs: Sequence[Job]) -> Iterator[Replayed
             raise SimulatorError(
                 "a simulator process died, most likely for lack of memory (each needs about "
                 "1 GB); finished demonstrations are kept: run the same command with fewer "
-                "--workers"
+                "--workers; with --workers 1 any other error shows itself"
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -200,5 +217,5 @@ class _HeldSimulator:
 _held = _HeldSimulator()  # a pool's process has one; nothing else uses it
 
 
-def _replayed(task: LiberoTask, episode: Episode, run: ReplayIdentity) -> Replayed:
-    return replay_episode(_held.of(task), episode, run)
+def _replayed(job: Job, run: ReplayIdentity) -> Replayed:
+    return replay_episode(_held.of(job.task), job.episode, job.name, run)

@@ -83,7 +83,7 @@ class Replayed(FrozenModel):
     """One demonstration.
 
     Attributes:
-        demonstration: ``file/demo``.
+        demonstration: ``file/demo``, the file as it is found in the folder of the data.
         actions_sha256: of its recorded actions, float64, before any mistake.
         success: whether the task's goal held at some step.
         steps: executed until then, or until the end.
@@ -107,11 +107,6 @@ class Replayed(FrozenModel):
     def followed(self) -> bool:
         """Whether the hand went where it had gone."""
         return self.position_error <= NEAR_METRES and self.rotation_error <= NEAR_RADIANS
-
-
-def name_of(episode: Episode) -> str:
-    """``file/demo``, as reports call it."""
-    return f"{episode.path.name}/{episode.demo}"
 
 
 def actions_sha256(actions: FloatRows) -> str:
@@ -160,12 +155,17 @@ def hand_errors(
     return float(distance.max()), float((expected.inv() * turned).magnitude().max())
 
 
-def replay_episode(simulator: LiberoSimulator, episode: Episode, run: ReplayIdentity) -> Replayed:
-    """Reset as the demonstration began, execute its actions, and compare."""
+def replay_episode(
+    simulator: LiberoSimulator, episode: Episode, name: str, run: ReplayIdentity
+) -> Replayed:
+    """Reset as the demonstration began, execute its actions, and compare.
+
+    ConfigError for a shift that leaves no action.
+    """
     recorded = episode.actions()
     actions = altered_actions(recorded, run.mistakes)
     source = ReplayActions(
-        Demonstration(actions, name_of(episode), episode),
+        Demonstration(actions, name, episode),
         simulator,
         replan_steps=1,
         film=Film(wanted=False),
@@ -183,7 +183,7 @@ def replay_episode(simulator: LiberoSimulator, episode: Episode, run: ReplayIden
     return Replayed(
         run=run,
         task=episode.task_name,
-        demonstration=name_of(episode),
+        demonstration=name,
         actions_sha256=actions_sha256(recorded),
         success=success,
         steps=steps,

@@ -10,6 +10,7 @@ from statistics import median
 
 from reflexarc.contract.policy_contract import FrozenModel
 from reflexarc.eval.intervals import wilson_interval
+from reflexarc.eval.replay_demos import ReplaySettings
 from reflexarc.eval.replay_episode import NEAR_METRES, NEAR_RADIANS, Replayed, ReplayIdentity
 
 
@@ -72,16 +73,16 @@ def markdown(run: ReplayIdentity, rows: Sequence[ReplayRow]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_replay(output: Path, run: ReplayIdentity, results: Sequence[Replayed]) -> None:
+def write_replay(output: Path, settings: ReplaySettings, results: Sequence[Replayed]) -> None:
     """``replay.json`` with every demonstration, and ``replay.md``."""
     rows = summary_rows(results)
     values = {
-        "run": run.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json"),
         "rows": [row.model_dump() for row in rows],
         "demonstrations": [one.model_dump(exclude={"run"}) for one in results],
     }
     output.mkdir(parents=True, exist_ok=True)
-    texts = {"replay.json": json.dumps(values, indent=1), "replay.md": markdown(run, rows)}
+    texts = {"replay.json": json.dumps(values, indent=1), "replay.md": markdown(settings.run, rows)}
     for name, text in texts.items():
         temporary = output / f".{name}.{os.getpid()}.tmp"
         temporary.write_text(text, encoding="utf-8")

@@ -21,11 +21,10 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from reflexarc.policy.layers.selective_scan import tasks
+from reflexarc.policy.layers.selective_scan import elementwise, tasks
 
 LOG2_E = 1 / math.log(2)
 # Values of one scratch buffer on the CPU: 1 MiB of fp32, so that the three buffers of the
@@ -37,8 +36,6 @@ CPU_STEP_VALUES = 1 << 15
 CPU_TASK_VALUES = 1 << 19
 # An accelerator has no such cache; there only the peak of memory is bounded.
 ACCELERATOR_BUFFER_VALUES = 1 << 26
-# Four vectors of the longest kind: what an operation of torch does at a time.
-VALUES_IN_A_LOOP = 64
 
 
 def scan(
@@ -48,25 +45,27 @@ def scan(
     """As :func:`reflexarc.policy.layers.selective_scan.selective_scan`; all of one dtype."""
     inputs = (u, delta, A, B, C, D, gate)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
+        if torch.compiler.is_compiling():
+            raise RuntimeError("torch.compile does not follow a scan's memory; call it outside")
         if softplus:
-            delta = F.softplus(delta)
+            delta = elementwise.softplus(delta)
         y: Tensor = _SelectiveScan.apply(u, delta, A, B, C)  # type: ignore[no-untyped-call]
         if D is not None:
             y = torch.addcmul(y, u, D)  # keeps u · D from being materialised
-        return y if gate is None else y * F.silu(gate)
-    if u.shape[2] % VALUES_IN_A_LOOP == 0:
+        return y if gate is None else y * elementwise.silu(gate)
+    if u.shape[2] % elementwise.VALUES_IN_A_LOOP == 0:
         return _forward(u, delta, A, B, C, around=_Around(softplus, D, gate))
-    y = _forward(u, F.softplus(delta) if softplus else delta, A, B, C)
+    y = _forward(u, elementwise.softplus(delta) if softplus else delta, A, B, C)
     if D is not None:
         y.addcmul_(u, D)
-    return y if gate is None else y.mul_(F.silu(gate))
+    return y if gate is None else y.mul_(elementwise.silu(gate))
 
 
 class _Around(NamedTuple):
     """What a pass without gradients does before and after the scan, in the task that scans.
 
-    Only where channels fill whole loops: elsewhere torch takes the functions of what remains in
-    another way, and a served chunk would differ from the trained one in its last bits.
+    Only where channels fill whole loops, so that bits do not depend on how they are cut; see
+    :mod:`.elementwise`.
     """
 
     softplus: bool = False
@@ -77,8 +76,7 @@ class _Around(NamedTuple):
         cut = delta[rows, :, channels]
         if not self.softplus:
             return cut
-        positive: Tensor = torch.ops.aten.softplus.out(cut, out=tasks.workspace("delta", cut))
-        return positive
+        return elementwise.softplus_into(tasks.workspace("delta", cut), cut)
 
     def finish(self, y: Tensor, u: Tensor, rows: slice, channels: slice) -> None:
         """``y`` of these rows and channels, in place."""
@@ -86,7 +84,7 @@ class _Around(NamedTuple):
             y.addcmul_(u, self.D[channels])
         if self.gate is not None:
             cut = self.gate[rows, :, channels]
-            y.mul_(torch.ops.aten.silu.out(cut, out=tasks.workspace("gate", cut)))
+            y.mul_(elementwise.silu_into(tasks.workspace("gate", cut), cut))
 
 
 class _Scratch(NamedTuple):
@@ -116,7 +114,7 @@ class _Scratch(NamedTuple):
 
 
 def _whole_loops(values: int) -> int:
-    return -(-values // VALUES_IN_A_LOOP) * VALUES_IN_A_LOOP
+    return -(-values // elementwise.VALUES_IN_A_LOOP) * elementwise.VALUES_IN_A_LOOP
 
 
 class _Blocks:
@@ -222,7 +220,9 @@ def _parts(blocks: _Blocks, state: int, channels: int, device: torch.device) -> 
     rows_each = max(1, min(-(-blocks.batch // max(1, threads)), blocks.rows))
     threads_a_row = max(1, -(-threads * rows_each // blocks.batch))
     # In whole loops: what remains at the end, a sum adds in another order.
-    channels_each = VALUES_IN_A_LOOP * -(-channels // (VALUES_IN_A_LOOP * threads_a_row))
+    channels_each = elementwise.VALUES_IN_A_LOOP * -(
+        -channels // (elementwise.VALUES_IN_A_LOOP * threads_a_row)
+    )
     steps = max(1, min(blocks.length, budget // (rows_each * state * min(channels, channels_each))))
     return [
         _Part(rows, columns, steps)

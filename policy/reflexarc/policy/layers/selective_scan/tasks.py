@@ -14,17 +14,21 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
-from threadpoolctl import LibController, ThreadpoolController
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from threadpoolctl import LibController
 
 # Torch divides an operation on more values than these among threads of its own
 # (at::internal::GRAIN_SIZE).
 GRAIN_VALUES = 1 << 15
+# Of one name: 8 MiB of fp32, twice that of double. A thread keeps them until it ends.
 MOST_KEPT_VALUES = 1 << 21
 
-Task = Callable[[], None]
+Task = Callable[[], object]
 
 
 def values_on_one_thread(wanted: int) -> int:
@@ -43,19 +47,20 @@ _kept = _Kept()
 def workspace(name: str, like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
     """Memory of any content, ``like.shape`` unless told; valid until its thread asks for the name.
 
-    A CPU's is kept, up to 8 MiB of fp32 a name: the pages of new memory cost more than what is
-    computed in it.
+    A CPU's is kept: the pages of new memory cost more than what is computed in it.
     """
     shape = like.shape if shape is None else shape
     values = math.prod(shape)
-    if like.device.type != "cpu" or values > MOST_KEPT_VALUES:
+    plain = type(like) is Tensor and like.device.type == "cpu"  # no tensor that only pretends
+    if not plain or values > MOST_KEPT_VALUES:
         return like.new_empty(shape)
     key = (name, like.dtype)
     buffer = _kept.buffers.get(key)
     if buffer is None or buffer.numel() < values:
         with torch.inference_mode(False):  # what is made in it may not be written to outside
-            buffer = torch.zeros(values, dtype=like.dtype)
-        _kept.buffers[key] = buffer
+            buffer = torch.zeros(values, dtype=like.dtype, device="cpu")
+        if type(buffer) is Tensor:
+            _kept.buffers[key] = buffer
     return buffer[:values].view(shape)
 
 
@@ -103,8 +108,15 @@ def _alone(task: Task, inference: bool) -> None:
 
 @cache
 def _openmp() -> tuple[LibController, ...]:
-    """The loaded OpenMP libraries, torch's among them; none where torch has other threads."""
+    """The loaded OpenMP libraries, torch's among them.
+
+    None where torch has other threads, or where threadpoolctl is missing: tasks are then small.
+    """
     if "parallel backend: OpenMP" not in torch.__config__.parallel_info():
+        return ()
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ImportError:
         return ()
     return tuple(ThreadpoolController().select(user_api="openmp").lib_controllers)
 
