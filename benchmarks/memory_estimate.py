@@ -85,6 +85,8 @@ def main() -> None:
         one(given.one, given.data, given.folder, given.overrides, given.feature_cache)
         return
     if given.recipe:
+        if given.train_data is None:
+            parser.error("--recipe needs --train-data")
         found = measured(given.recipe, given.train_data, given.overrides, given.feature_cache)
         foretold, peak = found["foretold"], found["peak"]
         print(f"{given.recipe}, {found['rows']} samples at once: foretold {foretold / MIB:,.0f} "

@@ -119,28 +119,28 @@ def test_a_server_gives_the_chunks_of_this_process(run: Path, recipe: Path) -> N
 def test_views_are_told_by_their_names(run: Path) -> None:
     """The order in which they come says nothing; exchanged, left out or added ones do."""
     random = np.random.default_rng(0)
-    with BackgroundServer(lambda: CheckpointPolicy.load(run, "cpu")) as server:
-        with PolicyClient(server.url) as client:
-            cameras = client.contract.cameras
-            images = {c.name: random.integers(0, 256, (c.height, c.width, 3), np.uint8)
-                      for c in cameras}  # fmt: skip
-            state = np.zeros(client.contract.state.dimension, dtype=np.float32)
+    server = BackgroundServer(lambda: CheckpointPolicy.load(run, "cpu"))
+    with server, PolicyClient(server.url) as client:
+        cameras = client.contract.cameras
+        images = {c.name: random.integers(0, 256, (c.height, c.width, 3), np.uint8)
+                  for c in cameras}  # fmt: skip
+        state = np.zeros(client.contract.state.dimension, dtype=np.float32)
 
-            def ask(shown: dict[str, np.ndarray]) -> np.ndarray:
-                observation = Observation(shown, state, "lift it", seed=1, step_index=0)
-                actions: np.ndarray = client.infer(observation).actions
-                return actions
+        def ask(shown: dict[str, np.ndarray]) -> np.ndarray:
+            observation = Observation(shown, state, "lift it", seed=1, step_index=0)
+            actions: np.ndarray = client.infer(observation).actions
+            return actions
 
-            first, second = images
-            usual = ask(images)
-            np.testing.assert_array_equal(ask(dict(reversed(images.items()))), usual)
-            exchanged = {first: images[second], second: images[first]}
-            assert not np.array_equal(ask(exchanged), usual)
-            with pytest.raises(ContractViolationError, match=second):
-                ask({first: images[first]})
-            with pytest.raises(ContractViolationError, match="third"):
-                ask(images | {"third": images[first]})
-            np.testing.assert_array_equal(ask(images), usual)
+        first, second = images
+        usual = ask(images)
+        np.testing.assert_array_equal(ask(dict(reversed(images.items()))), usual)
+        exchanged = {first: images[second], second: images[first]}
+        assert not np.array_equal(ask(exchanged), usual)
+        with pytest.raises(ContractViolationError, match=second):
+            ask({first: images[first]})
+        with pytest.raises(ContractViolationError, match="third"):
+            ask(images | {"third": images[first]})
+        np.testing.assert_array_equal(ask(images), usual)
 
 
 def test_bf16_serves_near_the_same(run: Path) -> None:

@@ -106,7 +106,7 @@ def _map_at_once(array: FeatureArray) -> bool:
 
 
 def _load(array: FeatureArray) -> Tensor:
-    """A copy, whose making takes little more memory than it has: what is read leaves the map."""
+    """A copy, made in pieces: beside it at most ``_READ_BYTES`` of the file stay in the map."""
     loaded = np.empty(array.shape, array.dtype)
     mapped = getattr(array, "_mmap", None)
     rows = max(1, _READ_BYTES * len(array) // max(1, array.nbytes))

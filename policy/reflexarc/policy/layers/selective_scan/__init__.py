@@ -51,7 +51,7 @@ def selective_scan(
 
     Raises:
         ScanInputError: a wrong shape, device or dtype; with ``REFLEXARC_SCAN_CHECK=1`` also a
-            value that is not finite. Otherwise such a value is carried into the output.
+            value that is not finite. Otherwise a NaN is carried into the output.
         ScanUnavailableError: ``REFLEXARC_SCAN`` names a backend that does not run here.
     """
     check_shapes(u, delta, A, B, C, D, gate)

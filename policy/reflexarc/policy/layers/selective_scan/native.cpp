@@ -34,7 +34,7 @@ template <class T> struct Simd {
 template <class T> using Vec = typename Simd<T>::Vector;
 
 // Channel groups of the backward pass: their sums over channels are added up afterwards.
-constexpr int64_t kBlocksInGroup = 4;
+constexpr int64_t kBlocksInGroup = 8;
 
 template <class T> Vec<T> splat(T value) { return Vec<T>{} + value; }
 
@@ -58,9 +58,16 @@ template <class T> T sum_of_lanes(const Vec<T> &v) {
   return part[0];
 }
 
+#if defined(__AVX512F__)
+template <> inline float sum_of_lanes<float>(const Vec<float> &v) {  // in the same order
+  return _mm512_reduce_add_ps((__m512)v);
+}
+#endif
+
 // ---- elementary functions ------------------------------------------------------------------
 
-// A NaN stays one. Compilers make two operations of the comparison, and clamps are a tenth of a scan.
+// A NaN passes the clamp. Compilers make two operations of the comparison, and clamps are a tenth of
+// a scan.
 inline Vec<float> at_least(float low, const Vec<float> &x) {
 #if defined(__AVX512F__)
   return (Vec<float>)_mm512_max_ps((__m512)splat(low), (__m512)x);
@@ -106,7 +113,7 @@ inline Vec<float> exponential(Vec<float> x) {
 
 // 2^x for the decays, of which there are as many as steps, channels and states together: a shorter
 // polynomial, within two units in the last place, and exact towards x = 0, so that slow decays do
-// not drift. Beyond 2^-125 and 2^127 it saturates.
+// not drift. Beyond 2^-125 and 2^127 it saturates; a NaN with a payload in its low bits may get lost.
 inline Vec<float> power_of_two(Vec<float> x) {
   typedef int32_t Int __attribute__((vector_size(VECTOR_BYTES)));
   x = at_most(127.0f, at_least(-125.0f, x));
@@ -276,7 +283,8 @@ template <class T> struct BackwardTask {
   BackwardTask(const Scan<T> &scan, int64_t row, int64_t group_index)
       : s(scan), b(row), group(group_index), first_block(group_index * kBlocksInGroup),
         blocks(std::min(kBlocksInGroup, blocks_of<T>(scan.channels) - first_block)), N(scan.state),
-        step(s.chunk), decay(s.chunk * N), states((s.chunk + 1) * N), sum_B(s.chunk * N), sum_C(s.chunk * N),
+        step(s.chunk), decay(s.chunk * N), states((s.chunk + 1) * N), sum_B(s.chunk * N),
+        sum_C(s.chunk * N),
         A(blocks * N), from_later(blocks * N, V{}), sum_A(blocks * N, V{}), sum_D(blocks, V{}) {}
 
   void run() {
