@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from reflexarc.policy.layers.selective_scan import (
     selective_scan,
     tasks,
 )
-from reflexarc.policy.layers.selective_scan.choice import make
+from reflexarc.policy.layers.selective_scan.choice import VARIABLE, make
 
 from .scan_reference import loop_scan, relative_error, scan_inputs
 
@@ -226,6 +227,23 @@ def test_without_threadpoolctl_tasks_are_small_and_bits_the_same(
     monkeypatch.setattr(tasks, "_openmp", lambda: ())
     assert tasks.values_on_one_thread(1 << 18) == tasks.GRAIN_VALUES
     assert torch.equal(selective_scan(*inputs, softplus=True, backend=backend), wanted)
+
+
+def test_a_compiled_scan_is_right_and_refuses_a_gradient(backend: Backend) -> None:
+    """Traced as it reads it was wrong, by memory that one step writes and the next one reads."""
+    from torch._dynamo.exc import BackendCompilerFailed  # takes seconds
+
+    inputs = scan_inputs(1, 20, 128, 4)
+
+    def scan(*tensors: Tensor) -> Tensor:
+        return selective_scan(*tensors, softplus=True)
+
+    with patch.dict(os.environ, {VARIABLE: backend.name}):
+        compiled = torch.compile(scan, backend="aot_eager")
+        with torch.no_grad():
+            assert torch.equal(compiled(*inputs), scan(*inputs))
+        with pytest.raises(BackendCompilerFailed, match="a compiled scan has no gradient"):
+            compiled(*inputs)
 
 
 def test_memory_first_used_for_inference_serves_training(backend: Backend) -> None:

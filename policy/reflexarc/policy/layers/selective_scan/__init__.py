@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from reflexarc.policy.layers.selective_scan import operators
 from reflexarc.policy.layers.selective_scan.checks import (
     check_finite,
     check_shapes,
@@ -55,8 +56,8 @@ def selective_scan(
         ScanUnavailableError: ``REFLEXARC_SCAN`` names a backend that does not run here.
     """
     check_shapes(u, delta, A, B, C, D, gate)
-    if _is_one_operator():
-        operator: Tensor = _scan_operator(u, delta, A, B, C, D, gate, softplus)
+    if torch.compiler.is_compiling():
+        operator: Tensor = operators.scan(u, delta, A, B, C, D, gate, softplus)
         return operator
     if checks_values() and may_look_at(u):
         check_finite(u=u, delta=delta, A=A, B=B, C=C, D=D, gate=gate)
@@ -79,8 +80,8 @@ def causal_convolution(
         weight: ``(channels, taps)``, of which the last meets the token itself.
         bias: ``(channels,)``.
     """
-    if _is_one_operator():
-        operator: Tensor = _convolution_operator(x, weight, bias)
+    if torch.compiler.is_compiling():
+        operator: Tensor = operators.convolution(x, weight, bias)
         return operator
     chosen = backend or backend_for(x.device, x.dtype)
     working = torch.promote_types(x.dtype, torch.float32)
@@ -88,43 +89,3 @@ def causal_convolution(
         taps = weight.to(working)
         offset = taps.new_zeros(len(taps)) if bias is None else bias.to(working)
         return chosen.convolve(x.to(working), taps, offset).to(x.dtype).contiguous()
-
-
-def _is_one_operator() -> bool:
-    """Whether torch compiles or exports what is called, for inference.
-
-    A compiler can follow neither the kernels nor, in reasonable time, a loop over steps.
-    """
-    return torch.compiler.is_compiling() and not torch.is_grad_enabled()
-
-
-@torch.library.custom_op(
-    "reflexarc::selective_scan",
-    mutates_args=(),
-    schema="(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? gate, "
-    "bool softplus) -> Tensor",
-)
-def _scan_operator(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
-    gate: Tensor | None, softplus: bool,
-) -> Tensor:  # fmt: skip
-    return selective_scan(u, delta, A, B, C, D, gate, softplus=softplus)
-
-
-@_scan_operator.register_fake
-def _(u: Tensor, *_: object) -> Tensor:
-    return u.new_empty(u.shape)
-
-
-@torch.library.custom_op(
-    "reflexarc::causal_convolution",
-    mutates_args=(),
-    schema="(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
-)
-def _convolution_operator(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return causal_convolution(x, weight, bias)
-
-
-@_convolution_operator.register_fake
-def _(x: Tensor, *_: object) -> Tensor:
-    return x.new_empty(x.shape)

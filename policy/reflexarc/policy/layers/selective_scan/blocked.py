@@ -45,8 +45,6 @@ def scan(
     """As :func:`reflexarc.policy.layers.selective_scan.selective_scan`; all of one dtype."""
     inputs = (u, delta, A, B, C, D, gate)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
-        if torch.compiler.is_compiling():
-            raise RuntimeError("torch.compile does not follow a scan's memory; call it outside")
         if softplus:
             delta = elementwise.softplus(delta)
         y: Tensor = _SelectiveScan.apply(u, delta, A, B, C)  # type: ignore[no-untyped-call]
