@@ -39,6 +39,6 @@ def faults(**variables: str) -> tuple[str, int]:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not glibc")
 def test_freed_memory_is_kept_unless_the_environment_says_what_to_do() -> None:
     kept, few = faults()
-    assert kept == "True" and few < 2_000
+    assert kept == "True" and few < 10_000  # each tensor anew once or twice, by the heap
     told, many = faults(MALLOC_MMAP_THRESHOLD_="131072")
-    assert told == "False" and many > 20_000  # 3,072 pages each time
+    assert told == "False" and many > 50_000  # 3,072 pages each time
