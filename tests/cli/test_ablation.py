@@ -73,7 +73,9 @@ def test_an_arm_ends_with_its_command_and_keeps_what_it_has(data: Path, tmp_path
         metrics = output / "none" / "metrics.jsonl"
         wait_for(lambda: metrics.is_file() and metrics.read_text().count("\n") > 20)
         process.kill()
-    wait_for((output / "none" / "last").exists)
+    wait_for(lambda: "Stopped by SIGTERM; `last` is saved" in (output / "none.log").read_text())
+    assert (output / "none" / "last").exists()
+    time.sleep(1)
     lines = metrics.read_text().count("\n")
     time.sleep(2)
     assert metrics.read_text().count("\n") == lines
