@@ -23,7 +23,7 @@ VALUES_IN_A_LOOP = 64
 # Fewer are not worth a thread.
 _TASK_VALUES = 1 << 16
 
-_Into = Callable[[Tensor, Tensor], Tensor]
+_OfTwo = Callable[[Tensor, Tensor], Tensor]
 
 
 def softplus_into(out: Tensor, x: Tensor) -> Tensor:
@@ -40,17 +40,17 @@ def silu_into(out: Tensor, x: Tensor) -> Tensor:
 
 def softplus(x: Tensor) -> Tensor:
     """``log(1 + exp(x))`` of ``x (batch, length, channels)``, with a gradient."""
-    y: Tensor = _Softplus.apply(x)  # type: ignore[no-untyped-call]
+    y: Tensor = _InPieces.apply(x, softplus_into, _softplus_backward)  # type: ignore[no-untyped-call]
     return y
 
 
 def silu(x: Tensor) -> Tensor:
     """``x · sigmoid(x)`` of ``x (batch, length, channels)``, with a gradient."""
-    y: Tensor = _Silu.apply(x)  # type: ignore[no-untyped-call]
+    y: Tensor = _InPieces.apply(x, silu_into, _silu_backward)  # type: ignore[no-untyped-call]
     return y
 
 
-def _in_pieces(into: _Into, x: Tensor) -> Tensor:
+def _in_pieces(into: _OfTwo, x: Tensor) -> Tensor:
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     if x.device.type != "cpu":
         return into(out, x)
@@ -73,29 +73,24 @@ def _in_pieces(into: _Into, x: Tensor) -> Tensor:
     return out
 
 
-class _Softplus(torch.autograd.Function):
+class _InPieces(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, into: _OfTwo, differentiate: _OfTwo) -> Tensor:
         ctx.save_for_backward(x)
-        return _in_pieces(softplus_into, x)
+        ctx.differentiate = differentiate
+        return _in_pieces(into, x)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        found: Tensor = torch.ops.aten.softplus_backward(grad, x, 1, 20)
-        return found
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.differentiate(grad, *ctx.saved_tensors), None, None
 
 
-class _Silu(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return _in_pieces(silu_into, x)
+def _softplus_backward(grad: Tensor, x: Tensor) -> Tensor:
+    found: Tensor = torch.ops.aten.softplus_backward(grad, x, 1, 20)
+    return found
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        found: Tensor = torch.ops.aten.silu_backward(grad, x)
-        return found
+
+def _silu_backward(grad: Tensor, x: Tensor) -> Tensor:
+    found: Tensor = torch.ops.aten.silu_backward(grad, x)
+    return found
