@@ -153,7 +153,8 @@ def test_velocities(tmp_path: Path) -> None:
         " head_hidden: [16], head_sees_frame: true}",
         "language.encoder=hashed", "contract.image_size=32", "data.feature_dtype=fp32",
         "optimizer.learning_rate=5.0e-3",
-        "training={batch_size: 8, steps: 60, validate_every: 30, log_every: 10, seed: 0}",
+        "training={batch_size: 8, steps: 60, validate_every: 30, checkpoint_every: 60,"
+        " log_every: 1, seed: 0}",
     ])  # fmt: skip
     found = train(loaded, tmp_path / "run")
     compare("mobile_vla", found)

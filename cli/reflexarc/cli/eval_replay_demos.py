@@ -93,7 +93,7 @@ def replay_demos(
         episodes=None if episodes is None else parse_indices(episodes, "--episodes"),
         workers=workers,
     )
-    with tqdm(unit="episode", smoothing=0) as progress:
+    with tqdm(unit="episode", smoothing=0, delay=1) as progress:
 
         def advance(finished: int, total: int) -> None:
             if progress.total is None:  # what an earlier run finished says nothing about the rate
