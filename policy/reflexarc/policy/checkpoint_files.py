@@ -75,7 +75,10 @@ def _resolved(path: Path) -> Path:
             "Files such as .pt or .pth hold pickled objects and are not read"
         )
     if not path.is_dir():
-        raise CheckpointError(f"there is no checkpoint folder {path}")
+        raise CheckpointError(
+            f"there is no checkpoint folder {path}; name the folder of a run or of a checkpoint that "
+            "reflexarc train wrote, or checkpoints/demo in a clone"
+        )
     if (path / MANIFEST_FILE).is_file():
         return path
     for pointer in POINTERS:
