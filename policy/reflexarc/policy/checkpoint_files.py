@@ -76,7 +76,7 @@ def _resolved(path: Path) -> Path:
         )
     if not path.is_dir():
         raise CheckpointError(
-            f"there is no checkpoint folder {path}; name the folder of a run or of a checkpoint that "
+            f"there is no checkpoint folder {path}; name the folder of a run or checkpoint that "
             "reflexarc train wrote, or checkpoints/demo in a clone"
         )
     if (path / MANIFEST_FILE).is_file():
